@@ -1,6 +1,7 @@
 //! Reading compressed clusters (QCOW2 specification, "Compressed Clusters Descriptor").
 
 use std::io::Read;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use flate2::{Decompress, FlushDecompress, Status};
 
@@ -8,6 +9,59 @@ use crate::error::{Error, Result};
 use crate::header::Compression;
 use crate::storage::Storage;
 use crate::table::entry::CompressedRef;
+
+/// Reads parts of compressed clusters; the cluster read last is kept, as small sequential reads
+/// would decompress it again and again.
+#[derive(Default)]
+pub(crate) struct ClusterReader {
+    last: Mutex<Option<(Key, Arc<[u8]>)>>,
+}
+
+/// File (by address of its storage) and host offset of the data.
+type Key = (usize, u64);
+
+impl ClusterReader {
+    /// Fills `buf` from byte `inside` of the decompressed cluster.
+    ///
+    /// # Errors
+    /// As [`read_cluster`].
+    pub(crate) fn read(
+        &self,
+        storage: &dyn Storage,
+        compression: Compression,
+        data: CompressedRef,
+        cluster_size: u64,
+        inside: u64,
+        buf: &mut [u8],
+    ) -> Result<()> {
+        let key = (std::ptr::from_ref(storage).cast::<()>().addr(), data.host.0);
+        let known = {
+            let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+            last.as_ref().filter(|(k, _)| *k == key).map(|(_, bytes)| Arc::clone(bytes))
+        };
+        let cluster = match known {
+            Some(cluster) => cluster,
+            None => {
+                #[allow(clippy::cast_possible_truncation, reason = "a cluster is at most 2 MiB")]
+                let mut cluster = vec![0; cluster_size as usize];
+                read_cluster(storage, compression, data, &mut cluster)?;
+                let cluster: Arc<[u8]> = cluster.into();
+                let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+                *last = Some((key, Arc::clone(&cluster)));
+                cluster
+            }
+        };
+        #[allow(clippy::cast_possible_truncation, reason = "inside a cluster of at most 2 MiB")]
+        let start = inside as usize;
+        match cluster.get(start..start + buf.len()) {
+            Some(bytes) => {
+                buf.copy_from_slice(bytes);
+                Ok(())
+            }
+            None => Err(Error::corrupt("a compressed segment crosses its cluster")),
+        }
+    }
+}
 
 /// Decompresses one cluster into `cluster`, whose length is the cluster size.
 ///

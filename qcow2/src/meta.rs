@@ -62,16 +62,6 @@ pub(crate) struct Batch {
     frees: Vec<HostCluster>,
 }
 
-impl Batch {
-    /// Whether nothing is to be written.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.unreferenced.is_empty()
-            && self.refcount_pointers.is_empty()
-            && self.mapping.is_empty()
-            && self.frees.is_empty()
-    }
-}
-
 impl Meta {
     /// Takes over what open has read.
     pub(crate) fn new(
@@ -115,6 +105,14 @@ impl Meta {
             })
     }
 
+    /// Whether anything is not on disk yet.
+    pub(crate) fn is_dirty(&self) -> bool {
+        self.slices.dirty_count() > 0
+            || !self.dirty_l1.is_empty()
+            || !self.frees.is_empty()
+            || self.space.as_ref().is_some_and(|s| s.refcounts.is_dirty())
+    }
+
     /// Bytes of metadata held in memory.
     pub(crate) fn memory(&self) -> usize {
         let blocks = self.space.as_ref().map_or(0, |s| s.refcounts.blocks.len());
@@ -149,6 +147,13 @@ impl Meta {
         }
         let (index, inside) = self.table_of(slice);
         let Some((table, _)) = self.table_at(index)? else { return Ok(false) };
+        let length = storage.len().map_err(|e| Error::io("cannot tell the file's length", e))?;
+        if table.0 + inside >= length {
+            return Err(Error::corrupt(format!(
+                "the L2 table at {table} lies past the end of the file ({length} bytes); the file \
+                 is truncated, restore it from another copy"
+            )));
+        }
         let words = read_words(storage, table + inside, self.geometry.slice_words())?;
         self.slices.insert(slice, words);
         Ok(true)

@@ -18,9 +18,8 @@ impl Access {
     /// Whether the two must not overlap in time. Reads may meet in-place writes: the outcome is
     /// either content, as on any disk.
     fn conflicts(self, other: Self) -> bool {
-        use Access::{InPlace, Read, Remap};
+        use Access::{InPlace, Read};
         !matches!((self, other), (Read, Read | InPlace) | (InPlace, Read))
-            || matches!((self, other), (Remap, _) | (_, Remap))
     }
 }
 

@@ -109,6 +109,11 @@ impl Refcounts {
         })
     }
 
+    /// Whether anything is not on disk yet.
+    pub(crate) fn is_dirty(&self) -> bool {
+        self.blocks.dirty_count() > 0 || !self.dirty_table.is_empty() || self.moved.is_some()
+    }
+
     /// Number of the block that counts `cluster`, and the index inside it.
     #[allow(clippy::cast_possible_truncation, reason = "masked to a block's entries")]
     fn locate(&self, cluster: HostCluster) -> (u64, usize) {
@@ -304,7 +309,7 @@ mod tests {
     fn every_width_reads_back_what_was_written_and_keeps_its_neighbours() {
         for order in 0..=6 {
             let mut block = vec![0u8; 512];
-            let entries = 512 * 8 >> order;
+            let entries = (512 * 8) >> order;
             let max = if order == 6 { u64::MAX } else { (1 << (1 << order)) - 1 };
             for index in [0, 1, 7, entries - 1] {
                 write_entry(&mut block, order, index, max);

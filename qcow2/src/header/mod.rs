@@ -4,7 +4,7 @@ mod extension;
 
 use std::fmt;
 
-pub(crate) use extension::{Extension, parse_extensions};
+pub(crate) use extension::{Extension, encode_backing_format, encode_end, parse_extensions};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::geometry::{Geometry, MAX_CLUSTER_BITS, MIN_CLUSTER_BITS};
@@ -22,7 +22,7 @@ const MAX_HEADER_LENGTH: usize = 4096;
 /// Longest backing file name (specification: 1023 bytes).
 pub(crate) const MAX_BACKING_NAME: u32 = 1023;
 /// Largest L1 table: 32 MiB, as in qemu.
-const MAX_L1_BYTES: u64 = 32 << 20;
+pub(crate) const MAX_L1_BYTES: u64 = 32 << 20;
 /// Largest refcount table: 8 MiB, as in qemu.
 const MAX_REFTABLE_BYTES: u64 = 8 << 20;
 /// Most internal snapshots that are believed: 65536, as in qemu.

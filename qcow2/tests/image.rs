@@ -1,0 +1,82 @@
+//! The engine through its public interface, against a plain byte vector.
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation, missing_docs)]
+
+use std::path::Path;
+use std::sync::Arc;
+
+use qcow2::storage::{MemStorage, Storage};
+use qcow2::{CreateOptions, FileGate, Image, MappingKind, OpenOptions, ZeroMode, create_in};
+
+fn memory(options: &CreateOptions) -> (Arc<MemStorage>, Image) {
+    let storage = Arc::new(MemStorage::default());
+    create_in(&*storage, options).unwrap();
+    let image = reopen(&storage);
+    (storage, image)
+}
+
+fn reopen(storage: &Arc<MemStorage>) -> Image {
+    let gate = FileGate { lock: false };
+    let storage: Arc<dyn Storage> = Arc::clone(storage) as _;
+    Image::open_storage(storage, Path::new("memory"), &gate, &OpenOptions::new()).unwrap()
+}
+
+fn whole(image: &Image) -> Vec<u8> {
+    let mut bytes = vec![0xee; image.size() as usize];
+    image.read_at(&mut bytes, 0).unwrap();
+    bytes
+}
+
+#[test]
+fn a_new_image_reads_as_zeroes() {
+    let (_, image) = memory(&CreateOptions::new(1_000_001));
+    assert_eq!(whole(&image), vec![0; 1_000_001]);
+}
+
+#[test]
+fn unaligned_writes_read_back_before_and_after_reopening() {
+    let (storage, image) = memory(&CreateOptions::new(300_000).cluster_size(4096));
+    let mut model = vec![0; 300_000];
+    for (i, (offset, length)) in
+        [(0, 1), (4095, 2), (100, 9000), (299_999, 1), (8192, 4096), (12_000, 100_000)]
+            .into_iter()
+            .enumerate()
+    {
+        let bytes = vec![i as u8 + 1; length];
+        image.write_at(&bytes, offset as u64).unwrap();
+        model[offset..offset + length].copy_from_slice(&bytes);
+        assert_eq!(whole(&image), model);
+    }
+    image.close().unwrap();
+    assert_eq!(whole(&reopen(&storage)), model);
+}
+
+#[test]
+fn zeroing_and_discarding_whole_clusters_gives_their_space_back_for_reuse() {
+    let (storage, image) = memory(&CreateOptions::new(1 << 20).cluster_size(4096));
+    image.write_at(&vec![7; 1 << 20], 0).unwrap();
+    image.flush().unwrap();
+    image.write_zeroes(0, 512 << 10, ZeroMode::Unmap).unwrap();
+    image.discard(512 << 10, 256 << 10).unwrap();
+    image.flush().unwrap();
+    let before = storage.len().unwrap();
+    image.write_at(&vec![9; 768 << 10], 0).unwrap();
+    image.flush().unwrap();
+    assert_eq!(storage.len().unwrap(), before);
+    let mut model = vec![9; 768 << 10];
+    model.resize(1 << 20, 7);
+    assert_eq!(whole(&image), model);
+}
+
+#[test]
+fn a_zero_write_on_an_empty_image_allocates_nothing() {
+    let (_, image) = memory(&CreateOptions::new(1 << 40));
+    image.write_zeroes(0, 1 << 40, ZeroMode::Unmap).unwrap();
+    let mut mappings = Vec::new();
+    image
+        .map(0, 1 << 40, &mut |m| {
+            mappings.push(m.kind);
+            true
+        })
+        .unwrap();
+    assert!(mappings.iter().all(|kind| *kind == MappingKind::Unallocated), "{mappings:?}");
+}
