@@ -54,7 +54,18 @@ impl<V> Cache<V> {
     /// Adds a clean entry, making room first.
     pub(crate) fn insert(&mut self, key: u64, value: V) {
         self.make_room();
-        if self.slots.insert(key, Slot { value, touched: true, dirty: None }).is_none() {
+        if self
+            .slots
+            .insert(
+                key,
+                Slot {
+                    value,
+                    touched: true,
+                    dirty: None,
+                },
+            )
+            .is_none()
+        {
             self.order.push_back(key);
         }
     }
@@ -63,7 +74,9 @@ impl<V> Cache<V> {
         let mut looked = 0;
         while self.slots.len() >= self.capacity && looked < 2 * self.order.len() {
             looked += 1;
-            let Some(key) = self.order.pop_front() else { return };
+            let Some(key) = self.order.pop_front() else {
+                return;
+            };
             match self.slots.get_mut(&key) {
                 Some(slot) if slot.touched || slot.dirty.is_some() => {
                     slot.touched = false;

@@ -41,14 +41,15 @@ mod refcount;
 pub mod storage;
 mod table;
 mod types;
+mod zeroes;
 
 pub use chain::{FileGate, OpenGate};
 pub use check::{CheckReport, Repair, check, check_storage};
 pub use error::{Error, ErrorKind, Result};
 pub use header::{BackingFormat, Compression};
+pub use image::Image;
 pub use image::create::{CreateOptions, create, create_in};
 pub use image::info::ImageInfo;
 pub use image::map::{Mapping, MappingKind};
 pub use image::open::OpenOptions;
 pub use image::zero::ZeroMode;
-pub use image::Image;

@@ -19,8 +19,8 @@ use crate::header::{BackingFormat, Header};
 use crate::storage::{Identity, Storage};
 use crate::table::segment::SegmentKind;
 use layer::Layer;
-use windows::Windows;
 pub(crate) use windows::Extent;
+use windows::Windows;
 
 /// The backing files of one image, top first. Never empty.
 pub(crate) struct Chain {
@@ -77,8 +77,7 @@ impl Chain {
         let mut seen: Vec<Identity> = top.into_iter().collect();
         let mut referrer = path.to_owned();
         let mut name = reference.name.to_owned();
-        let mut format =
-            backing_format(path, &reference).map_err(|e| e.in_file(path))?;
+        let mut format = backing_format(path, &reference).map_err(|e| e.in_file(path))?;
         loop {
             if layers.len() + 1 >= max_depth.max(2) {
                 return Err(Error::new(
@@ -87,8 +86,9 @@ impl Chain {
                 )
                 .in_file(path));
             }
-            let (layer_path, storage) =
-                gate.open(&referrer, &name).map_err(|e| e.in_file(&referrer))?;
+            let (layer_path, storage) = gate
+                .open(&referrer, &name)
+                .map_err(|e| e.in_file(&referrer))?;
             if let Some(identity) = storage.identity() {
                 if seen.contains(&identity) {
                     return Err(Error::new(
@@ -114,7 +114,11 @@ impl Chain {
                 }
             }
         }
-        Ok(Self { layers, windows: Windows::new(window), clusters: ClusterReader::default() })
+        Ok(Self {
+            layers,
+            windows: Windows::new(window),
+            clusters: ClusterReader::default(),
+        })
     }
 
     #[allow(clippy::type_complexity, reason = "a layer and where to go on")]
@@ -131,11 +135,17 @@ impl Chain {
             let next = match &header.backing_name {
                 None => None,
                 Some(name) => {
-                    let reference = Reference { name, format: header.backing_format() };
+                    let reference = Reference {
+                        name,
+                        format: header.backing_format(),
+                    };
                     Some((name.clone(), backing_format(&path, &reference)?))
                 }
             };
-            Ok((Layer::qcow2(path.clone(), Arc::clone(&storage), &header)?, next))
+            Ok((
+                Layer::qcow2(path.clone(), Arc::clone(&storage), &header)?,
+                next,
+            ))
         };
         open().map_err(|e| e.in_file(&path))
     }
@@ -174,7 +184,8 @@ impl Chain {
             // The extents cover the buffer exactly.
             #[allow(clippy::cast_possible_truncation, reason = "bounded by the buffer")]
             let (part, tail) = std::mem::take(&mut rest).split_at_mut(extent.length as usize);
-            self.read_extent(part, extent).map_err(|e| e.at_guest(extent.guest))?;
+            self.read_extent(part, extent)
+                .map_err(|e| e.at_guest(extent.guest))?;
             rest = tail;
             Ok(true)
         })
@@ -196,7 +207,14 @@ impl Chain {
                 };
                 let inside = extent.guest % cluster_size;
                 self.clusters
-                    .read(&*layer.storage, compression, data, cluster_size, inside, buf)
+                    .read(
+                        &*layer.storage,
+                        compression,
+                        data,
+                        cluster_size,
+                        inside,
+                        buf,
+                    )
                     .map_err(|e| e.in_file(&layer.path))
             }
         }

@@ -23,7 +23,10 @@ pub(crate) struct Extent {
 impl Extent {
     /// Whether the bytes are zeroes without looking at them.
     pub(crate) fn reads_as_zeroes(&self) -> bool {
-        !matches!(self.kind, SegmentKind::Data { .. } | SegmentKind::Compressed(_))
+        !matches!(
+            self.kind,
+            SegmentKind::Data { .. } | SegmentKind::Compressed(_)
+        )
     }
 
     /// The part of the extent inside `start .. end`, if any.
@@ -35,10 +38,14 @@ impl Extent {
         }
         let skip = from - self.guest;
         self.kind = match self.kind {
-            SegmentKind::Data { host, copied } => SegmentKind::Data { host: host + skip, copied },
-            SegmentKind::ZeroAllocated { host, copied } => {
-                SegmentKind::ZeroAllocated { host: host + skip, copied }
-            }
+            SegmentKind::Data { host, copied } => SegmentKind::Data {
+                host: host + skip,
+                copied,
+            },
+            SegmentKind::ZeroAllocated { host, copied } => SegmentKind::ZeroAllocated {
+                host: host + skip,
+                copied,
+            },
             kind => kind,
         };
         (self.guest, self.length) = (from, to - from);
@@ -61,7 +68,10 @@ pub(super) struct Windows {
 
 impl Windows {
     pub(super) fn new(span: u64) -> Self {
-        Self { span, state: Mutex::default() }
+        Self {
+            span,
+            state: Mutex::default(),
+        }
     }
 
     pub(super) fn extents(
@@ -97,8 +107,7 @@ impl Windows {
         }
         // Two threads may resolve the same window: the files never change, so both are right.
         let start = number * self.span;
-        let window: Arc<[Extent]> =
-            resolve(layers, start, start.saturating_add(self.span))?.into();
+        let window: Arc<[Extent]> = resolve(layers, start, start.saturating_add(self.span))?.into();
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.insert(number, Arc::clone(&window));
         Ok(window)
@@ -115,7 +124,9 @@ impl State {
         }
         self.extents += added;
         while self.extents > MAX_CACHED_EXTENTS && self.order.len() > 1 {
-            let Some(oldest) = self.order.pop_front() else { return };
+            let Some(oldest) = self.order.pop_front() else {
+                return;
+            };
             match self.windows.get_mut(&oldest) {
                 Some((_, touched)) if *touched => {
                     *touched = false;
@@ -142,11 +153,20 @@ fn resolve(layers: &[Layer], start: u64, end: u64) -> Result<Vec<Extent>> {
             segments.clear();
             file.segments(from, to, &mut segments)?;
             for segment in &segments {
-                let Segment { guest, length, kind } = *segment;
+                let Segment {
+                    guest,
+                    length,
+                    kind,
+                } = *segment;
                 if kind == SegmentKind::Unallocated {
                     still_open.push((guest.0, guest.0 + length));
                 } else {
-                    found.push(Extent { guest: guest.0, length, layer, kind });
+                    found.push(Extent {
+                        guest: guest.0,
+                        length,
+                        layer,
+                        kind,
+                    });
                 }
             }
         }

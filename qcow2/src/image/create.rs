@@ -19,11 +19,14 @@ const DEFAULT_CLUSTER_SIZE: u32 = 64 << 10;
 const DEFAULT_REFCOUNT_BITS: u32 = 16;
 /// Bytes of the header that is written: version 3 with `compression_type`, padded.
 const HEADER_LENGTH: u32 = 112;
+/// The unit of a disk's size, in bytes.
+const SECTOR: u64 = 512;
 
 /// What a new image is like.
 #[derive(Debug, Clone)]
 pub struct CreateOptions {
-    /// Bytes of the virtual disk, 0 to 2^63 - 1.
+    /// Bytes of the virtual disk, 0 to 2^63 - 512; rounded up to whole sectors of 512 bytes, since
+    /// qemu ignores a last part of one.
     pub size: u64,
     /// Bytes of a cluster: a power of two from 512 to 2 MiB; 64 KiB is the default.
     pub cluster_size: u32,
@@ -70,12 +73,22 @@ pub fn create(path: &Path, options: &CreateOptions) -> Result<()> {
     let make = || -> Result<()> {
         if let Some((name, format)) = &options.backing {
             let gate = FileGate { lock: false };
-            let reference = Reference { name, format: Some(format.name()) };
+            let reference = Reference {
+                name,
+                format: Some(format.name()),
+            };
             // To find mistakes now rather than at the first read.
-            Chain::open(&gate, path, None, reference, usize::MAX, u64::from(options.cluster_size))?;
+            Chain::open(
+                &gate,
+                path,
+                None,
+                reference,
+                usize::MAX,
+                u64::from(options.cluster_size),
+            )?;
         }
-        let file = FileStorage::create_new(path)
-            .map_err(|e| Error::io("cannot create the image", e))?;
+        let file =
+            FileStorage::create_new(path).map_err(|e| Error::io("cannot create the image", e))?;
         let written = create_in(&file, options).and_then(|()| {
             sync_directory(path).map_err(|e| Error::io("cannot flush the image's directory", e))
         });
@@ -89,7 +102,10 @@ pub fn create(path: &Path, options: &CreateOptions) -> Result<()> {
 }
 
 fn sync_directory(path: &Path) -> std::io::Result<()> {
-    let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let parent = path
+        .parent()
+        .filter(|p| !p.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
     File::open(parent)?.sync_all()
 }
 
@@ -138,15 +154,25 @@ pub fn create_in(storage: &dyn Storage, options: &CreateOptions) -> Result<()> {
     let header = encode_header(options, &geometry, &layout)?;
     let cluster = |number: u64| number << geometry.cluster_bits;
     let write = |bytes: &[u8], offset: u64| {
-        storage.write_at(bytes, offset).map_err(|e| Error::io("cannot write the new image", e))
+        storage
+            .write_at(bytes, offset)
+            .map_err(|e| Error::io("cannot write the new image", e))
     };
-    storage.set_len(cluster(layout.end)).map_err(|e| Error::io("cannot grow the new image", e))?;
+    storage
+        .set_len(cluster(layout.end))
+        .map_err(|e| Error::io("cannot grow the new image", e))?;
     let blocks = layout.blocks..layout.blocks + layout.block_clusters;
-    let table: Vec<u8> = blocks.clone().flat_map(|b| cluster(b).to_be_bytes()).collect();
+    let table: Vec<u8> = blocks
+        .clone()
+        .flat_map(|b| cluster(b).to_be_bytes())
+        .collect();
     write(&table, cluster(layout.reftable))?;
     let per_block = 1u64 << geometry.refblock_bits();
     for (number, block) in blocks.enumerate() {
-        #[allow(clippy::cast_possible_truncation, reason = "a cluster is at most 2 MiB")]
+        #[allow(
+            clippy::cast_possible_truncation,
+            reason = "a cluster is at most 2 MiB"
+        )]
         let mut bytes = vec![0; geometry.cluster_size() as usize];
         let first = number as u64 * per_block;
         for index in 0..per_block.min(layout.end.saturating_sub(first)) {
@@ -156,7 +182,9 @@ pub fn create_in(storage: &dyn Storage, options: &CreateOptions) -> Result<()> {
         write(&bytes, cluster(block))?;
     }
     write(&header, 0)?;
-    storage.flush().map_err(|e| Error::io("cannot flush the new image", e))
+    storage
+        .flush()
+        .map_err(|e| Error::io("cannot flush the new image", e))
 }
 
 fn geometry_of(options: &CreateOptions) -> Result<Geometry> {
@@ -179,11 +207,11 @@ fn geometry_of(options: &CreateOptions) -> Result<Geometry> {
     let geometry = Geometry {
         version: 3,
         cluster_bits,
-        size: options.size,
+        size: options.size.min(MAX_SIZE).next_multiple_of(SECTOR),
         refcount_order: options.refcount_bits.trailing_zeros(),
         extended_l2: false,
     };
-    if options.size > MAX_SIZE || geometry.l1_entries() * 8 > MAX_L1_BYTES {
+    if geometry.size > MAX_SIZE || geometry.l1_entries() * 8 > MAX_L1_BYTES {
         return invalid(format!(
             "a disk of {} bytes is too large for clusters of {} bytes; at most {} bytes fit, \
              larger clusters allow more",
@@ -195,11 +223,7 @@ fn geometry_of(options: &CreateOptions) -> Result<Geometry> {
     Ok(geometry)
 }
 
-fn encode_header(
-    options: &CreateOptions,
-    geometry: &Geometry,
-    layout: &Layout,
-) -> Result<Vec<u8>> {
+fn encode_header(options: &CreateOptions, geometry: &Geometry, layout: &Layout) -> Result<Vec<u8>> {
     let cluster = |number: u64| number << geometry.cluster_bits;
     let mut tail = Vec::new();
     let mut name: &[u8] = &[];
@@ -217,9 +241,16 @@ fn encode_header(
         ));
     }
     if options.backing.is_some() && name.is_empty() {
-        return Err(Error::new(ErrorKind::InvalidArgument, "the backing file name is empty"));
+        return Err(Error::new(
+            ErrorKind::InvalidArgument,
+            "the backing file name is empty",
+        ));
     }
-    let backing_offset = if name.is_empty() { 0 } else { name_offset as u64 };
+    let backing_offset = if name.is_empty() {
+        0
+    } else {
+        name_offset as u64
+    };
     let to_u32 = |value: u64| u32::try_from(value).unwrap_or(u32::MAX).to_be_bytes();
 
     let mut out = Vec::new();

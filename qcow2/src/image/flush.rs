@@ -62,12 +62,17 @@ impl Image {
             return Ok(());
         }
         let wanted = self.durability.written.load(Ordering::Acquire);
-        let mut flushed = self.durability.flushed.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut flushed = self
+            .durability
+            .flushed
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         self.durability.check_healthy()?;
         if *flushed >= wanted {
             return Ok(());
         }
-        self.flush_holding(&mut flushed).map_err(|e| e.in_file(&self.path))
+        self.flush_holding(&mut flushed)
+            .map_err(|e| e.in_file(&self.path))
     }
 
     fn flush_holding(&self, flushed: &mut u64) -> Result<()> {
@@ -91,9 +96,17 @@ impl Image {
         if !self.meta().wants_checkpoint() {
             return Ok(());
         }
-        let mut flushed = self.durability.flushed.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut flushed = self
+            .durability
+            .flushed
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         self.durability.check_healthy()?;
-        if self.meta().wants_checkpoint() { self.flush_holding(&mut flushed) } else { Ok(()) }
+        if self.meta().wants_checkpoint() {
+            self.flush_holding(&mut flushed)
+        } else {
+            Ok(())
+        }
     }
 
     /// The three steps of `docs/on-disk.md`, each durable before the next begins.
@@ -118,7 +131,13 @@ impl Image {
         sorted.sort_unstable_by_key(|put| put.offset);
         let write = |offset: u64, bytes: &[u8]| {
             self.storage.write_at(bytes, offset).map_err(|e| {
-                Error::io(format!("cannot write {} bytes of metadata at {offset:#x}", bytes.len()), e)
+                Error::io(
+                    format!(
+                        "cannot write {} bytes of metadata at {offset:#x}",
+                        bytes.len()
+                    ),
+                    e,
+                )
             })
         };
         let mut joined: Vec<u8> = Vec::new();
@@ -134,12 +153,19 @@ impl Image {
             }
             joined.extend_from_slice(&put.bytes);
         }
-        if joined.is_empty() { Ok(()) } else { write(start, &joined) }
+        if joined.is_empty() {
+            Ok(())
+        } else {
+            write(start, &joined)
+        }
     }
 
     fn sync(&self) -> Result<()> {
         self.storage.flush().map_err(|e| {
-            let error = Error::io("flushing the image file failed; what it holds is unknown", e);
+            let error = Error::io(
+                "flushing the image file failed; what it holds is unknown",
+                e,
+            );
             // The first failure stays; a later one adds nothing.
             let _ = self.durability.failed.set(error.to_string());
             error
@@ -156,7 +182,11 @@ impl Image {
             return Ok(());
         }
         let _everything = self.ranges.enter(0..u64::MAX, Access::Remap);
-        let result = if self.read_only { Ok(()) } else { self.settle() };
+        let result = if self.read_only {
+            Ok(())
+        } else {
+            self.settle()
+        };
         if let Some(file) = &self.file {
             lock::unlock(file.file());
         }
@@ -164,7 +194,11 @@ impl Image {
     }
 
     fn settle(&self) -> Result<()> {
-        let mut flushed = self.durability.flushed.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut flushed = self
+            .durability
+            .flushed
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         self.durability.check_healthy()?;
         for _ in 0..CLOSING_FLUSHES {
             let clean = *flushed >= self.durability.written.load(Ordering::Acquire);

@@ -46,9 +46,10 @@ impl Image {
     /// `Io` when the file's length cannot be read.
     pub fn info(&self) -> Result<ImageInfo> {
         let header = &self.header;
-        let file_length = self.storage.len().map_err(|e| {
-            Error::io("cannot tell the file's length", e).in_file(&self.path)
-        })?;
+        let file_length = self
+            .storage
+            .len()
+            .map_err(|e| Error::io("cannot tell the file's length", e).in_file(&self.path))?;
         Ok(ImageInfo {
             version: self.geometry.version,
             size: self.geometry.size,

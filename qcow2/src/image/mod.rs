@@ -24,6 +24,10 @@ use crate::storage::{FileStorage, Storage};
 use crate::types::HostOffset;
 use flush::Durability;
 
+/// In-place writes exclude each other by whole pages, so that two of them never share one on the
+/// way to the disk.
+const PAGE: u64 = 4096;
+
 /// An open image, shared by any number of threads.
 ///
 /// Dropping it closes it as well as possible; call [`Image::close`] to see errors.
@@ -35,6 +39,7 @@ pub struct Image {
     header: Header,
     geometry: Geometry,
     read_only: bool,
+    detect_zeroes: bool,
     meta: Mutex<Meta>,
     ranges: Ranges,
     durability: Durability,
@@ -96,8 +101,10 @@ impl Image {
     /// As [`Self::bounds`], for an operation that changes the disk.
     fn writable_bounds(&self, offset: u64, length: u64) -> Result<u64> {
         if self.read_only {
-            return Err(Error::new(ErrorKind::ReadOnly, "the image is open for reading only")
-                .in_file(&self.path));
+            return Err(
+                Error::new(ErrorKind::ReadOnly, "the image is open for reading only")
+                    .in_file(&self.path),
+            );
         }
         let end = self.bounds(offset, length)?;
         self.durability.check_healthy()?;
@@ -114,8 +121,10 @@ impl Image {
         if host.0 < self.file_len.load(Ordering::Relaxed) {
             return Ok(true);
         }
-        let length =
-            self.storage.len().map_err(|e| Error::io("cannot tell the file's length", e))?;
+        let length = self
+            .storage
+            .len()
+            .map_err(|e| Error::io("cannot tell the file's length", e))?;
         self.file_len.store(length, Ordering::Relaxed);
         Ok(host.0 < length)
     }
@@ -124,7 +133,11 @@ impl Image {
     /// damaged L2 entry may point at.
     fn check_data_range(&self, host: HostOffset, length: u64) -> Result<()> {
         let end = host.0.saturating_add(length);
-        match self.reserved.iter().find(|(from, to)| host.0 < *to && *from < end) {
+        match self
+            .reserved
+            .iter()
+            .find(|(from, to)| host.0 < *to && *from < end)
+        {
             None => Ok(()),
             Some((from, to)) => Err(Error::corrupt(format!(
                 "an L2 entry places guest data at {host}, over metadata at {from:#x} .. {to:#x}; \

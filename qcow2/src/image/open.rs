@@ -38,6 +38,11 @@ pub struct OpenOptions {
     pub metadata_cache: usize,
     /// Take the locks that qemu's programs take, and respect theirs.
     pub lock: bool,
+    /// Let large aligned writes bypass the page cache, where the file system can. Has no effect on
+    /// clusters smaller than a page.
+    pub direct: bool,
+    /// Store no data for clusters that are written with nothing but zeroes.
+    pub detect_zeroes: bool,
 }
 
 impl Default for OpenOptions {
@@ -54,6 +59,8 @@ impl OpenOptions {
             max_chain_depth: DEFAULT_CHAIN_DEPTH,
             metadata_cache: DEFAULT_METADATA_CACHE,
             lock: true,
+            direct: true,
+            detect_zeroes: true,
         }
     }
 
@@ -76,10 +83,17 @@ impl Image {
     /// `Corrupt`, `Chain`; `ReadOnly` for an image that is marked corrupt and opened for writing.
     pub fn open(path: &Path, options: &OpenOptions) -> Result<Self> {
         let open = || -> Result<_> {
-            let file = FileStorage::open(path, !options.read_only)
+            let mut file = FileStorage::open(path, !options.read_only)
                 .map_err(|e| Error::io("cannot open the image", e))?;
+            if options.direct && !options.read_only && cluster_is_pages(&file) {
+                file.write_directly();
+            }
             if options.lock {
-                let mode = if options.read_only { lock::Mode::Read } else { lock::Mode::Write };
+                let mode = if options.read_only {
+                    lock::Mode::Read
+                } else {
+                    lock::Mode::Write
+                };
                 lock::lock(file.file(), path, mode)?;
             }
             Ok(Arc::new(file))
@@ -119,7 +133,10 @@ impl Image {
         let chain = match &header.backing_name {
             None => None,
             Some(name) => {
-                let reference = Reference { name, format: header.backing_format() };
+                let reference = Reference {
+                    name,
+                    format: header.backing_format(),
+                };
                 let window = header.geometry.slice_span().clamp(WINDOW.0, WINDOW.1);
                 let top = storage.identity();
                 let depth = options.max_chain_depth;
@@ -135,8 +152,16 @@ impl Image {
             true => None,
             false => Some(open_space(&*storage, &header)?),
         };
-        let length = storage.len().map_err(|e| Error::io("cannot tell the file's length", e))?;
-        let meta = Meta::new(geometry, l1, header.l1_offset, space, options.metadata_cache);
+        let length = storage
+            .len()
+            .map_err(|e| Error::io("cannot tell the file's length", e))?;
+        let meta = Meta::new(
+            geometry,
+            l1,
+            header.l1_offset,
+            space,
+            options.metadata_cache,
+        );
         Ok(Self {
             path: PathBuf::from(path),
             storage,
@@ -145,6 +170,7 @@ impl Image {
             header,
             geometry,
             read_only: options.read_only,
+            detect_zeroes: options.detect_zeroes,
             meta: Mutex::new(meta),
             ranges: Ranges::default(),
             durability: Durability::default(),
@@ -153,6 +179,13 @@ impl Image {
             file_len: AtomicU64::new(length),
         })
     }
+}
+
+/// Whether clusters are whole pages. What is wrong with a header is found later.
+fn cluster_is_pages(file: &FileStorage) -> bool {
+    let mut bits = [0; 4];
+    file.read_at(&mut bits, field::CLUSTER_BITS).is_ok()
+        && u32::from_be_bytes(bits) >= super::PAGE.trailing_zeros()
 }
 
 fn refuse_writing(header: &Header) -> Result<()> {
@@ -210,9 +243,13 @@ fn reserved_ranges(header: &Header, geometry: &Geometry) -> Vec<(u64, u64)> {
     let cluster = geometry.cluster_size();
     let l1_bytes = u64::from(header.l1_entries) * 8;
     let table_bytes = u64::from(header.reftable_clusters) << geometry.cluster_bits;
-    [(0, cluster), (header.l1_offset.0, l1_bytes), (header.reftable_offset.0, table_bytes)]
-        .into_iter()
-        .filter(|(_, length)| *length > 0)
-        .map(|(start, length)| (start, start + length))
-        .collect()
+    [
+        (0, cluster),
+        (header.l1_offset.0, l1_bytes),
+        (header.reftable_offset.0, table_bytes),
+    ]
+    .into_iter()
+    .filter(|(_, length)| *length > 0)
+    .map(|(start, length)| (start, start + length))
+    .collect()
 }

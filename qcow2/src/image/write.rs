@@ -1,17 +1,14 @@
 //! Writing the virtual disk: in place where the image alone owns the cluster, else into newly
 //! allocated clusters that the mapping then points to.
 
-use super::Image;
+use super::{Image, PAGE};
 use crate::alloc::Run;
 use crate::error::{Error, Result};
 use crate::ranges::Access;
 use crate::table::entry::L2Entry;
 use crate::table::segment::{Segment, SegmentKind};
-use crate::types::{GuestOffset, HostOffset};
-
-/// In-place writes exclude each other by whole pages, so that two of them never share one on the
-/// way to the disk.
-const PAGE: u64 = 4096;
+use crate::types::{GuestCluster, GuestOffset, HostOffset};
+use crate::zeroes::is_zero;
 
 /// What a cluster about to be allocated holds so far.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -26,9 +23,17 @@ enum Old {
 #[derive(Clone, Copy)]
 enum Step {
     /// Overwrite bytes at `host`.
-    InPlace { start: u64, end: u64, host: HostOffset },
+    InPlace {
+        start: u64,
+        end: u64,
+        host: HostOffset,
+    },
     /// A zero cluster keeps its host cluster and gets content.
-    Refill { start: u64, end: u64, host: HostOffset },
+    Refill {
+        start: u64,
+        end: u64,
+        host: HostOffset,
+    },
     /// Allocate. `old` is that of the stretch's clusters.
     Allocate { start: u64, end: u64, old: Old },
 }
@@ -46,9 +51,9 @@ impl Image {
         }
         let result = match self.try_in_place(buf, offset, end) {
             Ok(true) => Ok(()),
-            Ok(false) => {
-                self.write_remapping(buf, offset, end).and_then(|()| self.checkpoint_if_full())
-            }
+            Ok(false) => self
+                .write_remapping(buf, offset, end)
+                .and_then(|()| self.checkpoint_if_full()),
             Err(error) => Err(error),
         };
         // A failed write may have changed something too.
@@ -59,16 +64,25 @@ impl Image {
     /// Writes if every byte can be overwritten where it is; `false` if not.
     fn try_in_place(&self, buf: &[u8], start: u64, end: u64) -> Result<bool> {
         let page_end = end.next_multiple_of(PAGE);
-        let _guard = self.ranges.enter(start / PAGE * PAGE..page_end, Access::InPlace);
+        let _guard = self
+            .ranges
+            .enter(start / PAGE * PAGE..page_end, Access::InPlace);
         let mut segments = Vec::new();
-        self.meta().segments(&*self.storage, start, end, &mut segments)?;
-        if !segments.iter().all(|s| matches!(s.kind, SegmentKind::Data { copied: true, .. })) {
+        self.meta()
+            .segments(&*self.storage, start, end, &mut segments)?;
+        if !segments
+            .iter()
+            .all(|s| matches!(s.kind, SegmentKind::Data { copied: true, .. }))
+        {
             return Ok(false);
         }
         for segment in &segments {
-            let SegmentKind::Data { host, .. } = segment.kind else { continue };
+            let SegmentKind::Data { host, .. } = segment.kind else {
+                continue;
+            };
             let guest = segment.guest.0;
-            self.put(slice(buf, start, guest, segment.end()), host).map_err(|e| e.at_guest(guest))?;
+            self.put(slice(buf, start, guest, segment.end()), host)
+                .map_err(|e| e.at_guest(guest))?;
         }
         Ok(true)
     }
@@ -86,17 +100,31 @@ impl Image {
         let _guard = self.ranges.enter(first..last, Access::Remap);
         let mut segments = Vec::new();
         let map_end = last.min(self.geometry.size);
-        self.meta().segments(&*self.storage, first, map_end, &mut segments)?;
+        self.meta()
+            .segments(&*self.storage, first, map_end, &mut segments)?;
         for step in self.plan(&segments, start, end)? {
             match step {
-                Step::InPlace { start: from, end: to, host } => {
-                    self.put(slice(buf, start, from, to), host).map_err(|e| e.at_guest(from))?;
+                Step::InPlace {
+                    start: from,
+                    end: to,
+                    host,
+                } => {
+                    self.put(slice(buf, start, from, to), host)
+                        .map_err(|e| e.at_guest(from))?;
                 }
-                Step::Refill { start: from, end: to, host } => {
+                Step::Refill {
+                    start: from,
+                    end: to,
+                    host,
+                } => {
                     self.refill(slice(buf, start, from, to), from, to, host)
                         .map_err(|e| e.at_guest(from))?;
                 }
-                Step::Allocate { start: from, end: to, old } => {
+                Step::Allocate {
+                    start: from,
+                    end: to,
+                    old,
+                } => {
                     self.write_new(slice(buf, start, from, to), from, to, old)?;
                 }
             }
@@ -116,10 +144,18 @@ impl Image {
             let skip = from - segment.guest.0;
             match segment.kind {
                 SegmentKind::Data { host, copied: true } => {
-                    steps.push(Step::InPlace { start: from, end: to, host: host + skip });
+                    steps.push(Step::InPlace {
+                        start: from,
+                        end: to,
+                        host: host + skip,
+                    });
                 }
                 SegmentKind::ZeroAllocated { host, copied: true } => {
-                    steps.push(Step::Refill { start: from, end: to, host: host + skip });
+                    steps.push(Step::Refill {
+                        start: from,
+                        end: to,
+                        host: host + skip,
+                    });
                 }
                 kind => {
                     let old = match kind {
@@ -128,14 +164,22 @@ impl Image {
                         SegmentKind::Data { .. } | SegmentKind::Compressed(_) => Old::Content,
                     };
                     match steps.last_mut() {
-                        Some(Step::Allocate { end: last, old: before, .. }) if *last == from => {
+                        Some(Step::Allocate {
+                            end: last,
+                            old: before,
+                            ..
+                        }) if *last == from => {
                             *last = to;
                             // Only the outer clusters are ever filled up; one that needs it decides.
                             if old == Old::Content {
                                 *before = Old::Content;
                             }
                         }
-                        _ => steps.push(Step::Allocate { start: from, end: to, old }),
+                        _ => steps.push(Step::Allocate {
+                            start: from,
+                            end: to,
+                            old,
+                        }),
                     }
                 }
             }
@@ -145,7 +189,9 @@ impl Image {
 
     /// What the chain has in those parts of the outer clusters that a write does not cover.
     fn old_of_unallocated(&self, start: u64, end: u64) -> Result<Old> {
-        let Some(chain) = &self.chain else { return Ok(Old::Zero) };
+        let Some(chain) = &self.chain else {
+            return Ok(Old::Zero);
+        };
         let (first, last) = (self.geometry.align_down(start), self.geometry.align_up(end));
         let zero = (first == start || chain.is_zero(first, start)?)
             && (last == end || chain.is_zero(end, last)?);
@@ -164,7 +210,12 @@ impl Image {
         for i in 0..(last - first) >> g.cluster_bits {
             let cluster = HostOffset(home.0 + (i << g.cluster_bits));
             let guest = g.guest_cluster(GuestOffset(first)) + i;
-            meta.install(&*self.storage, guest, L2Entry::standard(cluster), Some(cluster))?;
+            meta.install(
+                &*self.storage,
+                guest,
+                L2Entry::standard(cluster),
+                Some(cluster),
+            )?;
         }
         Ok(())
     }
@@ -175,9 +226,15 @@ impl Image {
         let mut at = start;
         while at < end {
             let first = g.align_down(at);
-            let want = (g.align_up(end) - first) >> g.cluster_bits;
+            let (zero, stretch_end) = self.stretch(slice(bytes, start, at, end), at, end);
+            if zero {
+                self.map_zeroes(at, stretch_end)?;
+                at = stretch_end;
+                continue;
+            }
+            let want = (g.align_up(stretch_end) - first) >> g.cluster_bits;
             let run = self.meta().allocate(&*self.storage, want)?;
-            let to = (first + (run.count << g.cluster_bits)).min(end);
+            let to = (first + (run.count << g.cluster_bits)).min(stretch_end);
             let written = self
                 .fill_run(slice(bytes, start, at, to), at, to, run, old)
                 .and_then(|()| self.map_run(first, run));
@@ -186,6 +243,57 @@ impl Image {
                 return Err(error.at_guest(at));
             }
             at = to;
+        }
+        Ok(())
+    }
+
+    /// The longest stretch from `start` on that is all zero clusters, or has none: whether it is
+    /// zero, and its end. A cluster that the write covers in part counts as not zero.
+    fn stretch(&self, bytes: &[u8], start: u64, end: u64) -> (bool, u64) {
+        let g = self.geometry;
+        if !self.detect_zeroes || g.version < 3 {
+            return (false, end);
+        }
+        let is_zero = |at: u64, to: u64| {
+            let whole = at == g.align_down(at) && (to == g.align_up(to) || to == g.size);
+            whole && is_zero(slice(bytes, start, at, to))
+        };
+        let mut to = (g.align_down(start) + g.cluster_size()).min(end);
+        let zero = is_zero(start, to);
+        while to < end {
+            let next = (to + g.cluster_size()).min(end);
+            if is_zero(to, next) != zero {
+                break;
+            }
+            to = next;
+        }
+        (zero, to)
+    }
+
+    /// Lets the whole clusters of `start .. end` read as zeroes.
+    fn map_zeroes(&self, start: u64, end: u64) -> Result<()> {
+        let g = self.geometry;
+        let mut segments = Vec::new();
+        self.meta()
+            .segments(&*self.storage, start, end, &mut segments)?;
+        for segment in &segments {
+            let (from, to) = (segment.guest.0, segment.end());
+            let zero = match segment.kind {
+                SegmentKind::ZeroPlain => true,
+                SegmentKind::Unallocated => match &self.chain {
+                    Some(chain) => chain.is_zero(from, to)?,
+                    None => true,
+                },
+                _ => false,
+            };
+            if zero {
+                continue;
+            }
+            let mut meta = self.meta();
+            for cluster in from >> g.cluster_bits..g.align_up(to) >> g.cluster_bits {
+                let word = L2Entry::zero_plain();
+                meta.install(&*self.storage, GuestCluster(cluster), word, None)?;
+            }
         }
         Ok(())
     }
@@ -241,7 +349,11 @@ impl Image {
                 .first()
                 .is_some_and(|s| matches!(s.kind, SegmentKind::Data { host: h, .. } if h == host));
             if !mapped {
-                let one = Run { start: run.start + i, count: 1, fresh: false };
+                let one = Run {
+                    start: run.start + i,
+                    count: 1,
+                    fresh: false,
+                };
                 meta.give_back(&*self.storage, one)?;
             }
         }

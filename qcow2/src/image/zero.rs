@@ -50,7 +50,11 @@ impl Image {
             return self.zero_by_writing(start, end, mode);
         }
         // The last cluster of the disk may be a part of one.
-        let whole_end = if end == self.geometry.size { self.geometry.align_up(end) } else { end };
+        let whole_end = if end == self.geometry.size {
+            self.geometry.align_up(end)
+        } else {
+            end
+        };
         let first = self.geometry.align_up(start);
         let last = self.geometry.align_down(whole_end);
         if first >= last {
@@ -58,7 +62,11 @@ impl Image {
         }
         self.zero_by_writing(start, first, mode)?;
         self.change_clusters(first, last, Target::Zero(mode))?;
-        if last < end { self.zero_by_writing(last, end, mode) } else { Ok(()) }
+        if last < end {
+            self.zero_by_writing(last, end, mode)
+        } else {
+            Ok(())
+        }
     }
 
     /// Gives up the content of a range. Clusters inside it read as zeroes afterwards; the edges
@@ -68,7 +76,11 @@ impl Image {
     /// As [`Image::write_at`].
     pub fn discard(&self, offset: u64, length: u64) -> Result<()> {
         let end = self.writable_bounds(offset, length)?;
-        let whole_end = if end == self.geometry.size { self.geometry.align_up(end) } else { end };
+        let whole_end = if end == self.geometry.size {
+            self.geometry.align_up(end)
+        } else {
+            end
+        };
         let first = self.geometry.align_up(offset);
         let last = self.geometry.align_down(whole_end);
         let target = match (&self.chain, self.geometry.version) {
@@ -109,7 +121,8 @@ impl Image {
     fn is_zero(&self, start: u64, end: u64) -> Result<bool> {
         let _guard = self.ranges.enter(start..end, Access::Read);
         let mut segments = Vec::new();
-        self.meta().segments(&*self.storage, start, end, &mut segments)?;
+        self.meta()
+            .segments(&*self.storage, start, end, &mut segments)?;
         for segment in &segments {
             let zero = match segment.kind {
                 SegmentKind::ZeroPlain | SegmentKind::ZeroAllocated { .. } => true,
@@ -124,7 +137,9 @@ impl Image {
     }
 
     fn chain_is_zero(&self, start: u64, end: u64) -> Result<bool> {
-        self.chain.as_ref().map_or(Ok(true), |chain| chain.is_zero(start, end))
+        self.chain
+            .as_ref()
+            .map_or(Ok(true), |chain| chain.is_zero(start, end))
     }
 
     /// Changes the whole clusters of `first .. last` to `target`, one L2 table's span at a time.
@@ -149,11 +164,13 @@ impl Image {
             return Ok(());
         }
         let mut segments = Vec::new();
-        self.meta().segments(&*self.storage, first, last.min(g.size), &mut segments)?;
+        self.meta()
+            .segments(&*self.storage, first, last.min(g.size), &mut segments)?;
         for segment in &segments {
             let mut at = segment.guest.0;
             while at < segment.end() {
-                self.change_cluster(at, segment, target).map_err(|e| e.at_guest(at))?;
+                self.change_cluster(at, segment, target)
+                    .map_err(|e| e.at_guest(at))?;
                 at += g.cluster_size();
             }
         }
@@ -167,9 +184,8 @@ impl Image {
         let guest = g.guest_cluster(GuestOffset(at));
         let inside = at - segment.guest.0;
         let cluster_end = (at + g.cluster_size()).min(g.size);
-        let install = |word, keep: Option<HostOffset>| {
-            self.meta().install(&*self.storage, guest, word, keep)
-        };
+        let install =
+            |word, keep: Option<HostOffset>| self.meta().install(&*self.storage, guest, word, keep);
         match (target, segment.kind) {
             (Target::Unallocated, Unallocated)
             | (Target::Zero(ZeroMode::Unmap), ZeroPlain)

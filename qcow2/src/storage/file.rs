@@ -8,12 +8,15 @@ use std::path::Path;
 use rustix::fs::{Advice, FallocateFlags, SeekFrom};
 use rustix::io::Errno;
 
+use super::direct::Direct;
 use super::{Identity, Storage};
 
-/// Positional access to a file through the page cache.
+/// Positional access to a file: through the page cache, and around it for large writes once
+/// [`FileStorage::write_directly`] was called.
 #[derive(Debug)]
 pub struct FileStorage {
     file: File,
+    direct: Option<Direct>,
     block_device: bool,
     identity: Identity,
 }
@@ -32,7 +35,13 @@ impl FileStorage {
     /// # Errors
     /// Those of open(2).
     pub fn create_new(path: &Path) -> io::Result<Self> {
-        Self::from_file(OpenOptions::new().read(true).write(true).create_new(true).open(path)?)
+        Self::from_file(
+            OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create_new(true)
+                .open(path)?,
+        )
     }
 
     /// Takes over an open file.
@@ -49,8 +58,23 @@ impl FileStorage {
                 "neither a regular file nor a block device",
             ));
         }
-        let identity = Identity { device: meta.dev(), inode: meta.ino() };
-        Ok(Self { file, block_device, identity })
+        let identity = Identity {
+            device: meta.dev(),
+            inode: meta.ino(),
+        };
+        Ok(Self {
+            file,
+            direct: None,
+            block_device,
+            identity,
+        })
+    }
+
+    /// Lets large aligned writes bypass the page cache, where the file system can; returns whether
+    /// it can.
+    pub fn write_directly(&mut self) -> bool {
+        self.direct = Direct::open(&self.file);
+        self.direct.is_some()
     }
 
     /// The file itself, for locks and status.
@@ -86,7 +110,15 @@ impl Storage for FileStorage {
     }
 
     fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
-        self.file.write_all_at(buf, offset)
+        let Some(direct) = &self.direct else {
+            return self.file.write_all_at(buf, offset);
+        };
+        let (start, end) = direct.part(buf, offset);
+        if start == end || !direct.write_at(&buf[start..end], offset + start as u64)? {
+            return self.file.write_all_at(buf, offset);
+        }
+        self.file.write_all_at(&buf[..start], offset)?;
+        self.file.write_all_at(&buf[end..], offset + end as u64)
     }
 
     fn flush(&self) -> io::Result<()> {
@@ -134,7 +166,12 @@ impl Storage for FileStorage {
 
     fn read_ahead(&self, offset: u64, length: u64) -> io::Result<()> {
         let length = std::num::NonZeroU64::new(length);
-        Ok(rustix::fs::fadvise(&self.file, offset, length, Advice::WillNeed)?)
+        Ok(rustix::fs::fadvise(
+            &self.file,
+            offset,
+            length,
+            Advice::WillNeed,
+        )?)
     }
 
     fn grows_with_zeroes(&self) -> bool {

@@ -6,7 +6,7 @@ use std::sync::{PoisonError, RwLock};
 use super::Storage;
 
 /// Largest length a [`MemStorage`] grows to: 4 GiB. A wild offset fails instead of eating memory.
-pub const MAX_MEM_LEN: u64 = 4 << 30;
+const MAX_MEM_LEN: u64 = 4 << 30;
 
 /// A growable byte vector.
 #[derive(Debug, Default)]
@@ -17,25 +17,37 @@ pub struct MemStorage {
 impl MemStorage {
     /// A storage that holds `bytes`.
     pub fn new(bytes: Vec<u8>) -> Self {
-        Self { bytes: RwLock::new(bytes) }
+        Self {
+            bytes: RwLock::new(bytes),
+        }
     }
 
     /// A copy of everything stored.
     pub fn snapshot(&self) -> Vec<u8> {
-        self.bytes.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.bytes
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 }
 
 fn to_index(offset: u64) -> io::Result<usize> {
     match usize::try_from(offset) {
         Ok(index) if offset <= MAX_MEM_LEN => Ok(index),
-        _ => Err(io::Error::new(io::ErrorKind::StorageFull, "past the largest memory storage")),
+        _ => Err(io::Error::new(
+            io::ErrorKind::StorageFull,
+            "past the largest memory storage",
+        )),
     }
 }
 
 impl Storage for MemStorage {
     fn len(&self) -> io::Result<u64> {
-        Ok(self.bytes.read().unwrap_or_else(PoisonError::into_inner).len() as u64)
+        Ok(self
+            .bytes
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .len() as u64)
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
@@ -67,7 +79,10 @@ impl Storage for MemStorage {
 
     fn set_len(&self, len: u64) -> io::Result<()> {
         let len = to_index(len)?;
-        self.bytes.write().unwrap_or_else(PoisonError::into_inner).resize(len, 0);
+        self.bytes
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .resize(len, 0);
         Ok(())
     }
 

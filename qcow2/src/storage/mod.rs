@@ -3,9 +3,10 @@
 //! The engine never touches a file by other means, so that tests can record, reorder, fail and
 //! forget writes.
 
-mod file;
+mod direct;
 #[cfg(any(test, feature = "test-util"))]
 pub mod fault;
+mod file;
 mod mem;
 #[cfg(any(test, feature = "test-util"))]
 pub mod record;

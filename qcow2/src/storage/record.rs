@@ -32,7 +32,10 @@ pub struct RecordingStorage {
 impl RecordingStorage {
     /// Starts from `bytes`, with an empty log.
     pub fn new(bytes: Vec<u8>) -> Self {
-        Self { inner: MemStorage::new(bytes), log: Arc::default() }
+        Self {
+            inner: MemStorage::new(bytes),
+            log: Arc::default(),
+        }
     }
 
     /// The log, shared: it can be read while the storage is in use.
@@ -41,7 +44,10 @@ impl RecordingStorage {
     }
 
     fn record(&self, event: Event) {
-        self.log.lock().unwrap_or_else(PoisonError::into_inner).push(event);
+        self.log
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(event);
     }
 }
 
@@ -55,7 +61,10 @@ impl Storage for RecordingStorage {
     }
 
     fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
-        self.record(Event::Write { offset, data: buf.to_vec() });
+        self.record(Event::Write {
+            offset,
+            data: buf.to_vec(),
+        });
         self.inner.write_at(buf, offset)
     }
 
@@ -83,7 +92,9 @@ impl Storage for RecordingStorage {
 pub fn apply(bytes: &mut Vec<u8>, event: &Event, mut sectors: impl FnMut(usize) -> bool) {
     match event {
         Event::Write { offset, data } => {
-            let Ok(start) = usize::try_from(*offset) else { return };
+            let Ok(start) = usize::try_from(*offset) else {
+                return;
+            };
             if bytes.len() < start + data.len() {
                 bytes.resize(start + data.len(), 0);
             }
