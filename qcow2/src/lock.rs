@@ -6,6 +6,7 @@
 //! another. (qemu's `block/file-posix.c` defines the bytes.)
 
 use std::fs::File;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
@@ -15,6 +16,8 @@ use nix::libc;
 
 use crate::error::{Error, ErrorKind, Result};
 
+/// Every byte that may carry a lock.
+const PERMISSION_BYTES: std::ops::Range<i64> = USED..300;
 /// First byte of the permissions in use.
 const USED: i64 = 100;
 /// First byte of the permissions that are not shared.
@@ -123,7 +126,11 @@ fn held(file: &File, path: &Path, mode: Mode) -> Error {
     };
     let holder = holder_of(file).map_or_else(
         || "another process (which one cannot be told from here)".to_owned(),
-        |(pid, name)| format!("process {pid} ({name})"),
+        |holder| {
+            let Holder { pid, name, writes } = holder;
+            let how = if writes { "writing" } else { "reading" };
+            format!("process {pid} ({name}), which has it open for {how}")
+        },
     );
     Error::new(
         ErrorKind::Locked,
@@ -132,23 +139,28 @@ fn held(file: &File, path: &Path, mode: Mode) -> Error {
     .in_file(path)
 }
 
-/// A process that holds open-file-description locks on the same file, found through /proc.
-fn holder_of(file: &File) -> Option<(u32, String)> {
+/// Who has an image open.
+#[derive(Debug, PartialEq, Eq)]
+struct Holder {
+    pid: u32,
+    name: String,
+    writes: bool,
+}
+
+/// A process that holds image locks on the same file, found through /proc as far as that can be
+/// read; one that writes if there is one.
+fn holder_of(file: &File) -> Option<Holder> {
     let meta = file.metadata().ok()?;
     let device = meta.dev();
-    let wanted = format!(
+    let inode = format!(
         "{:02x}:{:02x}:{}",
         rustix::fs::major(device),
         rustix::fs::minor(device),
         meta.ino()
     );
-    let is_lock = |text: &str| {
-        text.lines().any(|line| {
-            line.starts_with("lock:") && line.contains("OFDLCK") && line.contains(&wanted)
-        })
-    };
-    let processes = std::fs::read_dir("/proc").ok()?;
-    for process in processes.flatten() {
+    let ours = (std::process::id(), file.as_raw_fd().to_string());
+    let mut reader = None;
+    for process in std::fs::read_dir("/proc").ok()?.flatten() {
         let Some(pid) = process
             .file_name()
             .to_str()
@@ -159,19 +171,44 @@ fn holder_of(file: &File) -> Option<(u32, String)> {
         let Ok(files) = std::fs::read_dir(process.path().join("fdinfo")) else {
             continue;
         };
-        let own = pid == std::process::id();
-        let found = files
-            .flatten()
-            .filter_map(|info| std::fs::read_to_string(info.path()).ok())
-            .filter(|text| is_lock(text))
-            .count();
-        // Our own descriptor shows up too, with the locks it has got so far.
-        if found > usize::from(own) {
+        for info in files.flatten() {
+            // Our own descriptor has those locks that it got so far.
+            if pid == ours.0 && info.file_name().to_str() == Some(&*ours.1) {
+                continue;
+            }
+            let text = std::fs::read_to_string(info.path()).unwrap_or_default();
+            let Some(writes) = use_in(&text, &inode) else {
+                continue;
+            };
             let name = std::fs::read_to_string(process.path().join("comm")).unwrap_or_default();
-            return Some((pid, name.trim_end().to_owned()));
+            let name = name.trim_end().to_owned();
+            let holder = Holder { pid, name, writes };
+            if writes {
+                return Some(holder);
+            }
+            reader = Some(holder);
         }
     }
-    None
+    reader
+}
+
+/// Whether an open file, told by its `fdinfo` text, has image locks on `inode`, and if so whether
+/// it has those of a writer.
+fn use_in(fdinfo: &str, inode: &str) -> Option<bool> {
+    let bytes: Vec<i64> = fdinfo
+        .lines()
+        .filter_map(|line| {
+            // lock: 1: OFDLCK ADVISORY READ -1 fe:00:1234 100 101
+            let mut fields = line.strip_prefix("lock:")?.split_whitespace().skip(1);
+            let kind = fields.next()?;
+            let place = fields.nth(3)?;
+            let first = fields.next()?.parse::<i64>().ok()?;
+            let last = fields.next()?.parse::<i64>().ok()?;
+            (kind == "OFDLCK" && place == inode).then_some(first..=last)
+        })
+        .flat_map(|range| PERMISSION_BYTES.filter(move |byte| range.contains(byte)))
+        .collect();
+    (!bytes.is_empty()).then(|| bytes.contains(&(USED + WRITE)))
 }
 
 #[cfg(test)]
@@ -207,9 +244,25 @@ mod tests {
         let (a, b) = (open(file.path()), open(file.path()));
         lock(&a, file.path(), Mode::Write).unwrap();
         let error = lock(&b, file.path(), Mode::Write).unwrap_err().to_string();
-        assert!(
-            error.contains(&format!("process {}", std::process::id())),
-            "{error}"
+        let holder = format!("process {} (", std::process::id());
+        assert!(error.contains(&holder), "{error}");
+        assert!(error.contains("open for writing"), "{error}");
+    }
+
+    #[test]
+    fn a_holder_is_told_by_its_inode_and_its_bytes() {
+        let text = "pos:\t0\nlock:\t1: OFDLCK  ADVISORY  READ -1 fe:00:1234 100 101\n\
+                    lock:\t2: OFDLCK  ADVISORY  READ -1 fe:00:1234 201 201\n";
+        assert_eq!(use_in(text, "fe:00:1234"), Some(true));
+        assert_eq!(use_in(text, "fe:00:123"), None);
+        assert_eq!(
+            use_in(&text.replace("100 101", "100 100"), "fe:00:1234"),
+            Some(false)
         );
+        assert_eq!(
+            use_in("lock:\t1: OFDLCK  ADVISORY  READ -1 fe:00:1 5 9", "fe:00:1"),
+            None
+        );
+        assert_eq!(use_in("lock: broken\nlock:", "fe:00:1"), None);
     }
 }

@@ -9,7 +9,12 @@ use crate::refcount::{read_entry, write_entry};
 use crate::storage::Storage;
 use crate::types::{HostCluster, HostOffset};
 
-fn read_block(storage: &dyn Storage, header: &Header, at: HostOffset) -> Result<Vec<u8>> {
+/// The refcount block at `at`.
+pub(super) fn read_block(
+    storage: &dyn Storage,
+    header: &Header,
+    at: HostOffset,
+) -> Result<Vec<u8>> {
     #[allow(
         clippy::cast_possible_truncation,
         reason = "a cluster is at most 2 MiB"
@@ -37,17 +42,15 @@ pub(super) fn compare(
             let stored = read_entry(&bytes, g.refcount_order, entry);
             let cluster = HostCluster((index << bits) + entry as u64);
             let counted = u64::from(map.get(cluster));
-            let number = cluster.0;
+            let at = g.host_offset(cluster);
+            let sentence =
+                || format!("the cluster at {at} has refcount {stored} but {counted} reference(s)");
             if stored < counted {
-                report.corruption(|| {
-                    format!("cluster {number} has refcount {stored} but {counted} reference(s)")
-                });
+                report.corruption(sentence);
             } else if stored > counted {
-                report.leak(|| {
-                    format!("cluster {number} has refcount {stored} but {counted} reference(s)")
-                });
-                report.image_end_offset =
-                    report.image_end_offset.max((number + 1) << g.cluster_bits);
+                report.leak(sentence);
+                let end = at.0.saturating_add(g.cluster_size());
+                report.image_end_offset = report.image_end_offset.max(end);
             }
         }
     }
@@ -59,18 +62,18 @@ pub(super) fn compare(
             known.next();
         }
         if known.peek() != Some(&index) {
-            let number = cluster.0;
+            let at = g.host_offset(cluster);
             report.corruption(|| {
-                format!("cluster {number} has no refcount but {counted} reference(s)")
+                format!("the cluster at {at} has no refcount block but {counted} reference(s)")
             });
         }
     }
     Ok(())
 }
 
-/// Writes every refcount above its references down to them; returns how many. Safe at any crash
-/// point: a count that is still too high is only a leak.
-pub(super) fn lower_leaks(storage: &dyn Storage, header: &Header, map: &RefMap) -> Result<u64> {
+/// Writes every refcount above its references down to them. Safe at any crash point: a count that
+/// is still too high is only a leak.
+pub(super) fn lower_leaks(storage: &dyn Storage, header: &Header, map: &RefMap) -> Result<()> {
     let g = header.geometry;
     let bits = g.refblock_bits();
     let words = u64::from(header.reftable_clusters) << g.cluster_bits >> 3;
@@ -79,7 +82,6 @@ pub(super) fn lower_leaks(storage: &dyn Storage, header: &Header, map: &RefMap) 
         reason = "bounded by the header's check"
     )]
     let table = read_words(storage, header.reftable_offset, words as usize)?;
-    let mut fixed = 0;
     for (index, word) in (0u64..).zip(table) {
         let at = HostOffset(word & !0x1ff);
         if at.0 == 0 {
@@ -91,7 +93,6 @@ pub(super) fn lower_leaks(storage: &dyn Storage, header: &Header, map: &RefMap) 
             let counted = u64::from(map.get(HostCluster((index << bits) + entry as u64)));
             if read_entry(&bytes, g.refcount_order, entry) > counted {
                 write_entry(&mut bytes, g.refcount_order, entry, counted);
-                fixed += 1;
                 changed = true;
             }
         }
@@ -103,6 +104,5 @@ pub(super) fn lower_leaks(storage: &dyn Storage, header: &Header, map: &RefMap) 
     }
     storage
         .flush()
-        .map_err(|e| Error::io("cannot flush the image", e))?;
-    Ok(fixed)
+        .map_err(|e| Error::io("cannot flush the image", e))
 }

@@ -1,5 +1,6 @@
 //! The `COPIED` flags of the active tables: set exactly where the refcount is one.
 
+use super::refmap::RefMap;
 use super::report::CheckReport;
 use crate::error::{Error, Result};
 use crate::header::Header;
@@ -22,7 +23,7 @@ pub(super) fn check(
     header: &Header,
     report: &mut CheckReport,
 ) -> Result<()> {
-    visit(storage, header, &mut |wrong| {
+    visit(storage, header, None, &mut |wrong| {
         report.corruption(|| {
             format!(
                 "the COPIED flag of the {} entry at {:#x} is wrong",
@@ -33,9 +34,10 @@ pub(super) fn check(
     })
 }
 
-/// Puts every wrong flag right. Refcounts must be right.
-pub(super) fn fix(storage: &dyn Storage, header: &Header) -> Result<()> {
-    visit(storage, header, &mut |wrong| {
+/// Puts every wrong flag right, except in tables that overlap something else: what looks like a flag
+/// there may be guest data. Refcounts must be right.
+pub(super) fn fix(storage: &dyn Storage, header: &Header, map: &RefMap) -> Result<()> {
+    visit(storage, header, Some(map), &mut |wrong| {
         storage
             .write_at(&wrong.word.to_be_bytes(), wrong.at)
             .map_err(|e| Error::io(format!("cannot write a table entry at {:#x}", wrong.at), e))
@@ -48,6 +50,7 @@ pub(super) fn fix(storage: &dyn Storage, header: &Header) -> Result<()> {
 fn visit(
     storage: &dyn Storage,
     header: &Header,
+    sparing: Option<&RefMap>,
     wrong: &mut dyn FnMut(Wrong) -> Result<()>,
 ) -> Result<()> {
     let g = header.geometry;
@@ -60,8 +63,12 @@ fn visit(
     else {
         return Ok(());
     };
-    let mut test = |at: u64, word: u64, host: HostOffset, what| -> Result<()> {
-        let one = refcounts.get(storage, g.host_cluster(host))? == 1;
+    let mut test = |at: u64, word: u64, host: Option<HostOffset>, what| -> Result<()> {
+        // Compressed clusters share host clusters and never have the flag.
+        let one = match host {
+            Some(host) => refcounts.get(storage, g.host_cluster(host))? == 1,
+            None => false,
+        };
         if one == (word & COPIED != 0) {
             return Ok(());
         }
@@ -71,6 +78,7 @@ fn visit(
             what,
         })
     };
+    let mut tables = Vec::new();
     let l1 = read_words(storage, header.l1_offset, header.l1_entries as usize)?;
     for (index, word) in (0u64..).zip(l1) {
         let Ok(Some((table, _))) = decode_l1(word, &g) else {
@@ -79,18 +87,27 @@ fn visit(
         if table.0 >= file_len {
             continue;
         }
-        test(header.l1_offset.0 + index * 8, word, table, "L1")?;
-        let words = read_words(storage, table, (1 << g.l2_bits()) * g.words_per_entry())?;
-        for (number, entry) in (0u64..).zip(words.chunks_exact(g.words_per_entry())) {
-            let at = table.0 + number * g.words_per_entry() as u64 * 8;
+        test(header.l1_offset.0 + index * 8, word, Some(table), "L1")?;
+        tables.push(table);
+    }
+    tables.sort_unstable();
+    tables.dedup();
+    let per_entry = g.words_per_entry();
+    for table in tables {
+        if sparing.is_some_and(|map| map.is_overlap(g.host_cluster(table))) {
+            continue;
+        }
+        let words = read_words(storage, table, (1 << g.l2_bits()) * per_entry)?;
+        for (number, entry) in (0u64..).zip(words.chunks_exact(per_entry)) {
+            let at = table.0 + number * per_entry as u64 * 8;
             match L2Entry::decode(entry[0], &g) {
                 Ok(
                     L2Entry::Standard { host, .. }
                     | L2Entry::Zero {
                         host: Some(host), ..
                     },
-                ) if host.0 < file_len => test(at, entry[0], host, "L2")?,
-                // Compressed clusters never have the flag (and keep bit 63 clear).
+                ) if host.0 < file_len => test(at, entry[0], Some(host), "L2")?,
+                Ok(L2Entry::Compressed(_)) => test(at, entry[0], None, "compressed L2")?,
                 _ => {}
             }
         }

@@ -1,9 +1,10 @@
 //! Checking and repairing an image's metadata.
 //!
-//! Every reference in the image is counted ([`walk`]) into a map of the file's clusters
+//! Every reference in the image is counted ([`walk`], [`beside`]) into a map of the file's clusters
 //! ([`refmap`]) and compared with the stored refcounts ([`compare`]). Repair writes leaked counts
 //! down in place, or builds the refcounts anew at the end of the file ([`rebuild`]).
 
+mod beside;
 mod compare;
 mod flags;
 mod rebuild;
@@ -47,12 +48,14 @@ pub fn check(path: &Path, repair: Repair) -> Result<CheckReport> {
 /// As [`check`].
 pub fn check_storage(storage: &dyn Storage, repair: Repair) -> Result<CheckReport> {
     let header = Header::read(storage)?;
-    let before = inspect(storage, &header)?;
+    let mut before = inspect(storage, &header)?;
     let mut report = before.report;
     match repair {
         Repair::None => return Ok(report),
         Repair::Leaks if report.corruptions == 0 && report.leaks > 0 => {
-            report.leaks_fixed = compare::lower_leaks(storage, &header, &before.map)?;
+            compare::lower_leaks(storage, &header, &before.map)?;
+            // A refcount that came down to one brings its flag back.
+            flags::fix(storage, &header, &before.map)?;
         }
         Repair::Leaks => return Ok(report),
         Repair::All => {
@@ -60,11 +63,8 @@ pub fn check_storage(storage: &dyn Storage, repair: Repair) -> Result<CheckRepor
             if report.corruptions == 0 && report.leaks == 0 && bits == 0 {
                 return Ok(report);
             }
-            rebuild::rebuild(storage, &header, before.map, before.unreadable)?;
-            let header = Header::read(storage)?;
-            flags::fix(storage, &header)?;
-            report.corruptions_fixed = report.corruptions;
-            report.leaks_fixed = report.leaks;
+            rebuild::rebuild(storage, &header, &mut before.map, before.unreadable)?;
+            flags::fix(storage, &Header::read(storage)?, &before.map)?;
         }
     }
     let header = Header::read(storage)?;
@@ -88,15 +88,13 @@ struct Inspection {
 }
 
 fn inspect(storage: &dyn Storage, header: &Header) -> Result<Inspection> {
-    let mut walk = Walk::new(storage, header)?;
-    walk.everything()?;
     let Walk {
         map,
         mut report,
         unreadable,
         refcount_blocks,
         ..
-    } = walk;
+    } = Walk::new(storage, header)?;
     compare::compare(storage, header, &map, &refcount_blocks, &mut report)?;
     flags::check(storage, header, &mut report)?;
     Ok(Inspection {
@@ -110,16 +108,15 @@ fn inspect(storage: &dyn Storage, header: &Header) -> Result<Inspection> {
 /// what a program must do that finds the bit set and wants to write.
 ///
 /// # Errors
-/// `Corrupt` where tables cannot be followed: the image is as before. `Io`, `NoSpace`.
+/// `Corrupt` where tables cannot be followed or overlap: the image is as before. `Io`, `NoSpace`.
 pub(crate) fn rebuild_refcounts(storage: &dyn Storage, header: &Header) -> Result<()> {
     let mut walk = Walk::new(storage, header)?;
-    walk.everything()?;
-    if walk.unreadable {
+    if walk.report.corruptions > 0 {
         return Err(Error::new(
             ErrorKind::Corrupt,
             format!(
-                "the image was not closed cleanly and its tables cannot be followed ({}); run a \
-                 check with repair",
+                "the image was not closed cleanly and its tables are damaged ({}); run a check \
+                 with repair",
                 walk.report
                     .findings
                     .first()
@@ -127,9 +124,9 @@ pub(crate) fn rebuild_refcounts(storage: &dyn Storage, header: &Header) -> Resul
             ),
         ));
     }
-    rebuild::rebuild(storage, header, walk.map, false)?;
+    rebuild::rebuild(storage, header, &mut walk.map, false)?;
     let header = Header::read(storage)?;
-    flags::fix(storage, &header)?;
+    flags::fix(storage, &header, &walk.map)?;
     clear_bits(storage, &header, INCOMPAT_DIRTY)
 }
 

@@ -10,7 +10,8 @@ pub enum Repair {
     None,
     /// Leaked clusters are given back, if there is no corruption.
     Leaks,
-    /// Refcounts are built anew and `COPIED` flags put right. Entries that point nowhere are left.
+    /// Refcounts are built anew and `COPIED` flags put right. Entries that point nowhere are left,
+    /// and so is space that only they may have led to.
     All,
 }
 
@@ -18,7 +19,8 @@ pub enum Repair {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct CheckReport {
     /// Findings that endanger data: refcounts below the references, wrong `COPIED` flags, entries
-    /// that point outside the file or off a cluster, metadata used twice. After repair: those left.
+    /// that point outside the file or off a cluster, reserved bits, metadata used twice. After
+    /// repair: those left.
     pub corruptions: u64,
     /// Clusters counted as used that nothing refers to. After repair: those left.
     pub leaks: u64,
@@ -26,7 +28,7 @@ pub struct CheckReport {
     pub corruptions_fixed: u64,
     /// Leaks that the repair removed.
     pub leaks_fixed: u64,
-    /// The first findings, in words.
+    /// The first findings, in words; after repair those from before it.
     pub findings: Vec<String>,
     /// Clusters of the virtual disk.
     pub total_clusters: u64,
@@ -34,6 +36,11 @@ pub struct CheckReport {
     pub allocated_clusters: u64,
     /// Compressed clusters of the virtual disk.
     pub compressed_clusters: u64,
+    /// Clusters of the virtual disk that are marked as zeroes, with or without a host cluster.
+    pub zero_clusters: u64,
+    /// Allocated clusters that do not follow their predecessor in the file; compressed ones always
+    /// count.
+    pub fragmented_clusters: u64,
     /// One past the last byte of the file that is in use.
     pub image_end_offset: u64,
 }
