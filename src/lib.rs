@@ -1,1 +1,11 @@
-//! hub
+//! The Sendense hub: an in-process NBD server that writes QCOW2 chains, and the backup hub around
+//! it. See `docs/architecture.md` for the way a write takes through it.
+
+pub mod app;
+pub mod block;
+pub mod cli;
+pub mod config;
+pub mod export;
+pub mod model;
+pub mod nbd;
+pub mod telemetry;

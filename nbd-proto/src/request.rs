@@ -32,18 +32,12 @@ impl RequestHeader {
     /// When the magic is wrong: the byte stream has no meaning any more.
     pub fn decode(input: &[u8], extended: bool) -> Result<Option<Self>, ProtocolError> {
         let mut reader = Reader(input);
-        let expected = if extended {
-            magic::EXTENDED_REQUEST
-        } else {
-            magic::REQUEST
-        };
+        let expected = if extended { magic::EXTENDED_REQUEST } else { magic::REQUEST };
         let Some(found) = reader.u32() else {
             return Ok(None);
         };
         if found != expected {
-            return Err(ProtocolError::new(format!(
-                "request magic {found:#010x} is wrong"
-            )));
+            return Err(ProtocolError::new(format!("request magic {found:#010x} is wrong")));
         }
         let parse = |r: &mut Reader<'_>| {
             Some(Self {
@@ -51,11 +45,7 @@ impl RequestHeader {
                 command: r.u16()?,
                 cookie: r.u64()?,
                 offset: r.u64()?,
-                length: if extended {
-                    r.u64()?
-                } else {
-                    u64::from(r.u32()?)
-                },
+                length: if extended { r.u64()? } else { u64::from(r.u32()?) },
             })
         };
         Ok(parse(&mut reader))
@@ -63,11 +53,7 @@ impl RequestHeader {
 
     /// Appends the header in its wire form. A compact header carries 32 bits of length.
     pub fn encode(&self, extended: bool, out: &mut Vec<u8>) {
-        let number = if extended {
-            magic::EXTENDED_REQUEST
-        } else {
-            magic::REQUEST
-        };
+        let number = if extended { magic::EXTENDED_REQUEST } else { magic::REQUEST };
         out.extend_from_slice(&number.to_be_bytes());
         out.extend_from_slice(&self.flags.0.to_be_bytes());
         out.extend_from_slice(&self.command.to_be_bytes());

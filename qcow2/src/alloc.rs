@@ -49,9 +49,7 @@ impl Allocator {
         refcounts: &mut Refcounts,
     ) -> Result<Self> {
         let fresh_end = storage.grows_with_zeroes();
-        let len = storage
-            .len()
-            .map_err(|e| Error::io("cannot tell the file's length", e))?;
+        let len = storage.len().map_err(|e| Error::io("cannot tell the file's length", e))?;
         let next = if fresh_end {
             len.div_ceil(geometry.cluster_size())
         } else {
@@ -99,11 +97,7 @@ impl Allocator {
             if refcounts.get(storage, first)? != 0 {
                 continue;
             }
-            let mut run = Run {
-                start: first,
-                count: 1,
-                fresh: false,
-            };
+            let mut run = Run { start: first, count: 1, fresh: false };
             // Runs are freed in ascending order, so they come back in descending order.
             while run.count < want
                 && run.start.0 > 0
@@ -120,11 +114,7 @@ impl Allocator {
             match refcounts.find_free(storage, self.scan, self.scan_end, want)? {
                 Ok((start, count)) => {
                     self.scan = start + count;
-                    return Ok(Some(Run {
-                        start: HostCluster(start),
-                        count,
-                        fresh: false,
-                    }));
+                    return Ok(Some(Run { start: HostCluster(start), count, fresh: false }));
                 }
                 Err(go_on) => self.scan = go_on,
             }
@@ -155,11 +145,7 @@ impl Allocator {
         let block_end = ((self.next >> bits) + 1) << bits;
         let count = want.min(block_end - self.next);
         self.reserve(storage, count)?;
-        let run = Run {
-            start: HostCluster(self.next),
-            count,
-            fresh: self.fresh_end,
-        };
+        let run = Run { start: HostCluster(self.next), count, fresh: self.fresh_end };
         for cluster in self.next..self.next + count {
             refcounts.set(storage, HostCluster(cluster), 1, epoch)?;
         }
@@ -203,9 +189,7 @@ impl Allocator {
         let count = table + blocks.len() as u64;
         self.reserve(storage, count)?;
         for (i, first) in blocks.into_iter().enumerate() {
-            let home = self
-                .geometry
-                .host_offset(HostCluster(start + table + i as u64));
+            let home = self.geometry.host_offset(HostCluster(start + table + i as u64));
             refcounts.add_block(first, home, epoch);
         }
         for cluster in start..start + count {
@@ -220,10 +204,7 @@ impl Allocator {
     fn reserve(&mut self, storage: &dyn Storage, count: u64) -> Result<()> {
         let end = (self.next + count) << self.geometry.cluster_bits;
         if end > MAX_HOST {
-            return Err(Error::new(
-                ErrorKind::NoSpace,
-                "the image file would exceed 64 PiB",
-            ));
+            return Err(Error::new(ErrorKind::NoSpace, "the image file would exceed 64 PiB"));
         }
         if end <= self.reserved {
             return Ok(());

@@ -21,12 +21,7 @@ pub(crate) struct Cache<V> {
 impl<V> Cache<V> {
     /// A cache for `capacity` entries (at least one).
     pub(crate) fn new(capacity: usize) -> Self {
-        Self {
-            slots: HashMap::new(),
-            order: VecDeque::new(),
-            capacity: capacity.max(1),
-            dirty: 0,
-        }
+        Self { slots: HashMap::new(), order: VecDeque::new(), capacity: capacity.max(1), dirty: 0 }
     }
 
     pub(crate) fn contains(&self, key: u64) -> bool {
@@ -54,18 +49,7 @@ impl<V> Cache<V> {
     /// Adds a clean entry, making room first.
     pub(crate) fn insert(&mut self, key: u64, value: V) {
         self.make_room();
-        if self
-            .slots
-            .insert(
-                key,
-                Slot {
-                    value,
-                    touched: true,
-                    dirty: None,
-                },
-            )
-            .is_none()
-        {
+        if self.slots.insert(key, Slot { value, touched: true, dirty: None }).is_none() {
             self.order.push_back(key);
         }
     }

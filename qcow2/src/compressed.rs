@@ -37,17 +37,12 @@ impl ClusterReader {
         let key = (std::ptr::from_ref(storage).cast::<()>().addr(), data.host.0);
         let known = {
             let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-            last.as_ref()
-                .filter(|(k, _)| *k == key)
-                .map(|(_, bytes)| Arc::clone(bytes))
+            last.as_ref().filter(|(k, _)| *k == key).map(|(_, bytes)| Arc::clone(bytes))
         };
         let cluster = match known {
             Some(cluster) => cluster,
             None => {
-                #[allow(
-                    clippy::cast_possible_truncation,
-                    reason = "a cluster is at most 2 MiB"
-                )]
+                #[allow(clippy::cast_possible_truncation, reason = "a cluster is at most 2 MiB")]
                 let mut cluster = vec![0; cluster_size as usize];
                 read_cluster(storage, compression, data, &mut cluster)?;
                 let cluster: Arc<[u8]> = cluster.into();
@@ -56,10 +51,7 @@ impl ClusterReader {
                 cluster
             }
         };
-        #[allow(
-            clippy::cast_possible_truncation,
-            reason = "inside a cluster of at most 2 MiB"
-        )]
+        #[allow(clippy::cast_possible_truncation, reason = "inside a cluster of at most 2 MiB")]
         let start = inside as usize;
         match cluster.get(start..start + buf.len()) {
             Some(bytes) => {
@@ -82,9 +74,7 @@ pub(crate) fn read_cluster(
     cluster: &mut [u8],
 ) -> Result<()> {
     // The descriptor's sector count is bounded by its bits: at most twice a cluster.
-    let length = usize::try_from(data.length)
-        .unwrap_or(usize::MAX)
-        .min(2 * cluster.len() + 512);
+    let length = usize::try_from(data.length).unwrap_or(usize::MAX).min(2 * cluster.len() + 512);
     let mut packed = vec![0; length];
     storage
         .read_at(&mut packed, data.host.0)
@@ -107,10 +97,8 @@ fn inflate(packed: &[u8], cluster: &mut [u8]) -> bool {
     let mut stream = Decompress::new(false);
     let result = stream.decompress(packed, cluster, FlushDecompress::Finish);
     // The input is padded to sectors, so the stream may end early in it or fill the output first.
-    matches!(
-        result,
-        Ok(Status::StreamEnd | Status::Ok | Status::BufError)
-    ) && stream.total_out() == cluster.len() as u64
+    matches!(result, Ok(Status::StreamEnd | Status::Ok | Status::BufError))
+        && stream.total_out() == cluster.len() as u64
 }
 
 fn unzstd(packed: &[u8], cluster: &mut [u8]) -> bool {

@@ -47,13 +47,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 impl Error {
     /// A failure of `kind`, told by `message`: the cause and, where there is one, the next step.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self {
-            kind,
-            message: message.into(),
-            path: None,
-            offset: None,
-            source: None,
-        }
+        Self { kind, message: message.into(), path: None, offset: None, source: None }
     }
 
     /// A failed storage call; the kind follows from the system's error.
@@ -65,13 +59,7 @@ impl Error {
             io::ErrorKind::ReadOnlyFilesystem => ErrorKind::ReadOnly,
             _ => ErrorKind::Io,
         };
-        Self {
-            kind,
-            message: action.into(),
-            path: None,
-            offset: None,
-            source: Some(source),
-        }
+        Self { kind, message: action.into(), path: None, offset: None, source: Some(source) }
     }
 
     /// Metadata that contradicts the specification.

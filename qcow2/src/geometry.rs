@@ -68,11 +68,7 @@ impl Geometry {
 
     /// log2 of the smallest separately allocated unit: the cluster, or the subcluster.
     pub(crate) fn unit_bits(&self) -> u32 {
-        if self.extended_l2 {
-            self.cluster_bits - SUBCLUSTERS_BITS
-        } else {
-            self.cluster_bits
-        }
+        if self.extended_l2 { self.cluster_bits - SUBCLUSTERS_BITS } else { self.cluster_bits }
     }
 
     /// Entries that the active L1 table needs for the virtual size.
@@ -88,11 +84,7 @@ impl Geometry {
     /// Largest refcount that an entry can hold.
     pub(crate) fn refcount_max(&self) -> u64 {
         let bits = 1u32 << self.refcount_order;
-        if bits == 64 {
-            u64::MAX
-        } else {
-            (1 << bits) - 1
-        }
+        if bits == 64 { u64::MAX } else { (1 << bits) - 1 }
     }
 
     /// The cluster that holds a guest byte.

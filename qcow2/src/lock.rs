@@ -52,10 +52,7 @@ impl Mode {
 }
 
 fn flock(kind: i32, byte: i64) -> libc::flock {
-    #[allow(
-        clippy::cast_possible_truncation,
-        reason = "the constants of fcntl(2) are small"
-    )]
+    #[allow(clippy::cast_possible_truncation, reason = "the constants of fcntl(2) are small")]
     libc::flock {
         l_type: kind as libc::c_short,
         l_whence: libc::SEEK_SET as libc::c_short,
@@ -67,10 +64,7 @@ fn flock(kind: i32, byte: i64) -> libc::flock {
 
 /// File systems that know no such locks: the image is used without.
 fn is_unsupported(errno: Errno) -> bool {
-    matches!(
-        errno,
-        Errno::ENOLCK | Errno::EINVAL | Errno::EOPNOTSUPP | Errno::ENOSYS
-    )
+    matches!(errno, Errno::ENOLCK | Errno::EINVAL | Errno::EOPNOTSUPP | Errno::ENOSYS)
 }
 
 /// Takes the locks of `mode` on `file`; they last until [`unlock`] or until the file is closed.
@@ -161,11 +155,7 @@ fn holder_of(file: &File) -> Option<Holder> {
     let ours = (std::process::id(), file.as_raw_fd().to_string());
     let mut reader = None;
     for process in std::fs::read_dir("/proc").ok()?.flatten() {
-        let Some(pid) = process
-            .file_name()
-            .to_str()
-            .and_then(|n| n.parse::<u32>().ok())
-        else {
+        let Some(pid) = process.file_name().to_str().and_then(|n| n.parse::<u32>().ok()) else {
             continue;
         };
         let Ok(files) = std::fs::read_dir(process.path().join("fdinfo")) else {
@@ -255,14 +245,8 @@ mod tests {
                     lock:\t2: OFDLCK  ADVISORY  READ -1 fe:00:1234 201 201\n";
         assert_eq!(use_in(text, "fe:00:1234"), Some(true));
         assert_eq!(use_in(text, "fe:00:123"), None);
-        assert_eq!(
-            use_in(&text.replace("100 101", "100 100"), "fe:00:1234"),
-            Some(false)
-        );
-        assert_eq!(
-            use_in("lock:\t1: OFDLCK  ADVISORY  READ -1 fe:00:1 5 9", "fe:00:1"),
-            None
-        );
+        assert_eq!(use_in(&text.replace("100 101", "100 100"), "fe:00:1234"), Some(false));
+        assert_eq!(use_in("lock:\t1: OFDLCK  ADVISORY  READ -1 fe:00:1 5 9", "fe:00:1"), None);
         assert_eq!(use_in("lock: broken\nlock:", "fe:00:1"), None);
     }
 }

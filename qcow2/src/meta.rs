@@ -91,10 +91,7 @@ impl Meta {
     /// `ReadOnly` where the image is not open for writing.
     pub(crate) fn space(&mut self) -> Result<&mut Space> {
         self.space.as_mut().ok_or_else(|| {
-            Error::new(
-                crate::ErrorKind::ReadOnly,
-                "the image is open for reading only",
-            )
+            Error::new(crate::ErrorKind::ReadOnly, "the image is open for reading only")
         })
     }
 
@@ -119,10 +116,7 @@ impl Meta {
     /// Bytes of metadata held in memory.
     pub(crate) fn memory(&self) -> usize {
         let blocks = self.space.as_ref().map_or(0, |s| s.refcounts.blocks.len());
-        #[allow(
-            clippy::cast_possible_truncation,
-            reason = "a cluster is at most 2 MiB"
-        )]
+        #[allow(clippy::cast_possible_truncation, reason = "a cluster is at most 2 MiB")]
         let cluster = self.geometry.cluster_size() as usize;
         self.slices.len() * self.geometry.slice_words() * 8 + blocks * cluster + self.l1.len() * 8
     }
@@ -135,19 +129,12 @@ impl Meta {
     fn table_of(&self, slice: u64) -> (u64, u64) {
         let bits = self.geometry.l2_bits() - self.geometry.slice_bits();
         let inside = slice & ((1 << bits) - 1);
-        (
-            slice >> bits,
-            inside * self.geometry.slice_words() as u64 * 8,
-        )
+        (slice >> bits, inside * self.geometry.slice_words() as u64 * 8)
     }
 
     /// The L2 table of L1 entry `index` and whether its refcount is one.
     fn table_at(&self, index: u64) -> Result<Option<(HostOffset, bool)>> {
-        let word = usize::try_from(index)
-            .ok()
-            .and_then(|i| self.l1.get(i))
-            .copied()
-            .unwrap_or(0);
+        let word = usize::try_from(index).ok().and_then(|i| self.l1.get(i)).copied().unwrap_or(0);
         decode_l1(word, &self.geometry)
     }
 
@@ -160,9 +147,7 @@ impl Meta {
         let Some((table, _)) = self.table_at(index)? else {
             return Ok(false);
         };
-        let length = storage
-            .len()
-            .map_err(|e| Error::io("cannot tell the file's length", e))?;
+        let length = storage.len().map_err(|e| Error::io("cannot tell the file's length", e))?;
         if table.0 + inside >= length {
             return Err(Error::corrupt(format!(
                 "the L2 table at {table} lies past the end of the file ({length} bytes); the file \
@@ -204,9 +189,7 @@ impl Meta {
     pub(crate) fn allocate(&mut self, storage: &dyn Storage, want: u64) -> Result<Run> {
         let epoch = self.epoch;
         let space = self.space()?;
-        let run = space
-            .alloc
-            .allocate(storage, &mut space.refcounts, want, epoch)?;
+        let run = space.alloc.allocate(storage, &mut space.refcounts, want, epoch)?;
         let retired = std::mem::take(&mut space.refcounts.retired);
         self.frees.extend(retired);
         Ok(run)
@@ -217,10 +200,7 @@ impl Meta {
         let epoch = self.epoch;
         let space = self.space()?;
         for cluster in run.start.0..run.start.0 + run.count {
-            if space
-                .refcounts
-                .decrement(storage, HostCluster(cluster), epoch)?
-            {
+            if space.refcounts.decrement(storage, HostCluster(cluster), epoch)? {
                 space.alloc.release(HostCluster(cluster));
             }
         }
@@ -243,10 +223,7 @@ impl Meta {
         let (table, _) = self.table_of(slice);
         self.own_table(storage, table)?;
         self.load_slice(storage, slice)?;
-        #[allow(
-            clippy::cast_possible_truncation,
-            reason = "masked to a slice's entries"
-        )]
+        #[allow(clippy::cast_possible_truncation, reason = "masked to a slice's entries")]
         let index = (cluster.0 & ((1 << self.geometry.slice_bits()) - 1)) as usize;
         let epoch = self.epoch;
         let Some(words) = self.slices.get_dirty(slice, epoch) else {
@@ -260,10 +237,7 @@ impl Meta {
         let g = self.geometry;
         match L2Entry::decode(old, &g)? {
             L2Entry::Unallocated | L2Entry::Zero { host: None, .. } => {}
-            L2Entry::Standard { host, .. }
-            | L2Entry::Zero {
-                host: Some(host), ..
-            } => {
+            L2Entry::Standard { host, .. } | L2Entry::Zero { host: Some(host), .. } => {
                 if keep != Some(host) {
                     self.frees.push(g.host_cluster(host));
                 }
@@ -309,10 +283,7 @@ impl Meta {
         fresh: bool,
         copy_of: Option<HostOffset>,
     ) -> Result<()> {
-        #[allow(
-            clippy::cast_possible_truncation,
-            reason = "a cluster is at most 2 MiB"
-        )]
+        #[allow(clippy::cast_possible_truncation, reason = "a cluster is at most 2 MiB")]
         let mut bytes = vec![0; self.geometry.cluster_size() as usize];
         match copy_of {
             Some(old) => storage
@@ -328,40 +299,26 @@ impl Meta {
 
     /// Takes a snapshot of all changes. Later changes belong to the next batch.
     pub(crate) fn take_batch(&mut self) -> Batch {
-        let mut batch = Batch {
-            epoch: self.epoch,
-            ..Batch::default()
-        };
+        let mut batch = Batch { epoch: self.epoch, ..Batch::default() };
         self.epoch += 1;
         let Some(space) = &self.space else {
             return batch;
         };
         for (index, bytes) in space.refcounts.blocks.dirty_entries() {
             if let Some(offset) = space.refcounts.block_offset(index) {
-                batch.unreferenced.push(Put {
-                    offset: offset.0,
-                    bytes: bytes.clone(),
-                });
+                batch.unreferenced.push(Put { offset: offset.0, bytes: bytes.clone() });
                 batch.blocks.push(index);
             }
         }
         let table = space.refcounts.table_offset.0;
         if space.refcounts.moved.is_some() {
             let bytes = space.refcounts.encode_table();
-            batch.unreferenced.push(Put {
-                offset: table,
-                bytes,
-            });
-            batch
-                .refcount_pointers
-                .push(header_pointer(&space.refcounts));
+            batch.unreferenced.push(Put { offset: table, bytes });
+            batch.refcount_pointers.push(header_pointer(&space.refcounts));
         } else {
             for index in space.refcounts.dirty_table.keys() {
                 let bytes = space.refcounts.table_entry(*index).to_vec();
-                batch.refcount_pointers.push(Put {
-                    offset: table + *index as u64 * 8,
-                    bytes,
-                });
+                batch.refcount_pointers.push(Put { offset: table + *index as u64 * 8, bytes });
             }
         }
         for (slice, words) in self.slices.dirty_entries() {
@@ -370,10 +327,7 @@ impl Meta {
                 continue;
             };
             let bytes = words.iter().flat_map(|word| word.to_be_bytes()).collect();
-            let put = Put {
-                offset: home.0 + inside,
-                bytes,
-            };
+            let put = Put { offset: home.0 + inside, bytes };
             if self.unpublished.contains(&index) {
                 batch.unreferenced.push(put);
             } else {
@@ -382,15 +336,9 @@ impl Meta {
             batch.slices.push(slice);
         }
         for index in self.dirty_l1.keys() {
-            let word = usize::try_from(*index)
-                .ok()
-                .and_then(|i| self.l1.get(i))
-                .copied();
+            let word = usize::try_from(*index).ok().and_then(|i| self.l1.get(i)).copied();
             let bytes = word.unwrap_or(0).to_be_bytes().to_vec();
-            batch.mapping.push(Put {
-                offset: self.l1_offset.0 + index * 8,
-                bytes,
-            });
+            batch.mapping.push(Put { offset: self.l1_offset.0 + index * 8, bytes });
             batch.l1.push(*index);
         }
         batch.frees = std::mem::take(&mut self.frees);
@@ -413,10 +361,7 @@ impl Meta {
         let Some(space) = &mut self.space else {
             return Ok(());
         };
-        space
-            .refcounts
-            .blocks
-            .mark_clean(batch.blocks.into_iter(), done);
+        space.refcounts.blocks.mark_clean(batch.blocks.into_iter(), done);
         space.refcounts.dirty_table.retain(|_, since| *since > done);
         if space.refcounts.moved.is_some_and(|since| since <= done) {
             space.refcounts.moved = None;
@@ -438,15 +383,9 @@ impl Meta {
 /// The header's refcount table pointer: offset and length, adjacent and in one sector.
 fn header_pointer(refcounts: &Refcounts) -> Put {
     let mut bytes = refcounts.table_offset.0.to_be_bytes().to_vec();
-    #[allow(
-        clippy::cast_possible_truncation,
-        reason = "a table of 2^32 clusters fits no file"
-    )]
+    #[allow(clippy::cast_possible_truncation, reason = "a table of 2^32 clusters fits no file")]
     bytes.extend_from_slice(&(refcounts.table_clusters as u32).to_be_bytes());
-    Put {
-        offset: crate::header::field::REFTABLE_OFFSET,
-        bytes,
-    }
+    Put { offset: crate::header::field::REFTABLE_OFFSET, bytes }
 }
 
 /// Reads `count` big-endian words at `offset`.
@@ -462,10 +401,5 @@ pub(crate) fn read_words(
     storage
         .read_at(&mut bytes, offset.0)
         .map_err(|e| Error::io(format!("cannot read a table at {offset}"), e))?;
-    Ok(bytes
-        .as_chunks::<8>()
-        .0
-        .iter()
-        .map(|word| u64::from_be_bytes(*word))
-        .collect())
+    Ok(bytes.as_chunks::<8>().0.iter().map(|word| u64::from_be_bytes(*word)).collect())
 }

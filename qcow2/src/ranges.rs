@@ -60,11 +60,7 @@ impl Ranges {
         let mut state = self.lock();
         let ticket = state.next_ticket;
         state.next_ticket += 1;
-        state.entries.push(Entry {
-            ticket,
-            range: range.clone(),
-            access,
-        });
+        state.entries.push(Entry { ticket, range: range.clone(), access });
         let blocked = |state: &State| {
             state.entries.iter().any(|e| {
                 e.ticket < ticket
@@ -75,16 +71,10 @@ impl Ranges {
         };
         while blocked(&state) {
             state.waiting += 1;
-            state = self
-                .left
-                .wait(state)
-                .unwrap_or_else(PoisonError::into_inner);
+            state = self.left.wait(state).unwrap_or_else(PoisonError::into_inner);
             state.waiting -= 1;
         }
-        RangeGuard {
-            ranges: self,
-            ticket,
-        }
+        RangeGuard { ranges: self, ticket }
     }
 }
 

@@ -34,10 +34,7 @@ pub(crate) fn read_entry(block: &[u8], order: u32, index: usize) -> u64 {
 }
 
 /// Stores refcount `index` of a block. `value` fits the width.
-#[allow(
-    clippy::cast_possible_truncation,
-    reason = "masked to the entry's width"
-)]
+#[allow(clippy::cast_possible_truncation, reason = "masked to the entry's width")]
 pub(crate) fn write_entry(block: &mut [u8], order: u32, index: usize, value: u64) {
     match order {
         0..=2 => {
@@ -83,10 +80,7 @@ impl Refcounts {
         table_clusters: u32,
     ) -> Result<Self> {
         let clusters = u64::from(table_clusters);
-        #[allow(
-            clippy::cast_possible_truncation,
-            reason = "the header bounds the table to 8 MiB"
-        )]
+        #[allow(clippy::cast_possible_truncation, reason = "the header bounds the table to 8 MiB")]
         let mut bytes = vec![0; (clusters << geometry.cluster_bits) as usize];
         storage
             .read_at(&mut bytes, table_offset.0)
@@ -121,10 +115,7 @@ impl Refcounts {
     }
 
     /// Number of the block that counts `cluster`, and the index inside it.
-    #[allow(
-        clippy::cast_possible_truncation,
-        reason = "masked to a block's entries"
-    )]
+    #[allow(clippy::cast_possible_truncation, reason = "masked to a block's entries")]
     fn locate(&self, cluster: HostCluster) -> (u64, usize) {
         let bits = self.geometry.refblock_bits();
         (cluster.0 >> bits, (cluster.0 & ((1 << bits) - 1)) as usize)
@@ -153,10 +144,7 @@ impl Refcounts {
         let Some(offset) = self.block_offset(index) else {
             return Ok(false);
         };
-        #[allow(
-            clippy::cast_possible_truncation,
-            reason = "a cluster is at most 2 MiB"
-        )]
+        #[allow(clippy::cast_possible_truncation, reason = "a cluster is at most 2 MiB")]
         let mut bytes = vec![0; self.geometry.cluster_size() as usize];
         storage
             .read_at(&mut bytes, offset.0)
@@ -172,10 +160,7 @@ impl Refcounts {
             return Ok(0);
         }
         let order = self.geometry.refcount_order;
-        Ok(self
-            .blocks
-            .get(block)
-            .map_or(0, |bytes| read_entry(bytes, order, index)))
+        Ok(self.blocks.get(block).map_or(0, |bytes| read_entry(bytes, order, index)))
     }
 
     /// Sets the refcount of `cluster`, whose block must exist.
@@ -189,10 +174,7 @@ impl Refcounts {
         let (block, index) = self.locate(cluster);
         let order = self.geometry.refcount_order;
         if value > self.geometry.refcount_max() {
-            return Err(Error::new(
-                ErrorKind::NoSpace,
-                "refcount would exceed its width",
-            ));
+            return Err(Error::new(ErrorKind::NoSpace, "refcount would exceed its width"));
         }
         self.load_block(storage, block)?;
         match self.blocks.get_dirty(block, epoch) {
@@ -247,10 +229,7 @@ impl Refcounts {
         };
         let mut run = None;
         for cluster in from..block_end {
-            #[allow(
-                clippy::cast_possible_truncation,
-                reason = "masked to a block's entries"
-            )]
+            #[allow(clippy::cast_possible_truncation, reason = "masked to a block's entries")]
             let index = (cluster & ((1 << bits) - 1)) as usize;
             match (read_entry(bytes, order, index), &mut run) {
                 (0, None) => run = Some((cluster, 1)),
@@ -268,17 +247,10 @@ impl Refcounts {
     /// Makes `offset` the block that counts the range of `cluster`; it starts all zero.
     pub(crate) fn add_block(&mut self, cluster: HostCluster, offset: HostOffset, epoch: u64) {
         let (block, _) = self.locate(cluster);
-        #[allow(
-            clippy::cast_possible_truncation,
-            reason = "a cluster is at most 2 MiB"
-        )]
-        self.blocks
-            .insert(block, vec![0; self.geometry.cluster_size() as usize]);
+        #[allow(clippy::cast_possible_truncation, reason = "a cluster is at most 2 MiB")]
+        self.blocks.insert(block, vec![0; self.geometry.cluster_size() as usize]);
         self.blocks.get_dirty(block, epoch);
-        #[allow(
-            clippy::cast_possible_truncation,
-            reason = "the table was grown over it"
-        )]
+        #[allow(clippy::cast_possible_truncation, reason = "the table was grown over it")]
         let index = block as usize;
         self.table[index] = offset.0;
         self.dirty_table.insert(index, epoch);
@@ -299,8 +271,7 @@ impl Refcounts {
     /// The table lives at `offset` from now on; the former one is retired.
     pub(crate) fn relocate_table(&mut self, offset: HostOffset, clusters: u64, epoch: u64) {
         let first = self.geometry.host_cluster(self.table_offset);
-        self.retired
-            .extend((0..self.table_clusters).map(|i| first + i));
+        self.retired.extend((0..self.table_clusters).map(|i| first + i));
         self.table_offset = offset;
         self.table_clusters = clusters;
         self.moved = Some(epoch);
@@ -308,10 +279,7 @@ impl Refcounts {
 
     /// The table in its stored form.
     pub(crate) fn encode_table(&self) -> Vec<u8> {
-        self.table
-            .iter()
-            .flat_map(|word| word.to_be_bytes())
-            .collect()
+        self.table.iter().flat_map(|word| word.to_be_bytes()).collect()
     }
 
     /// Stored form of one table entry.
@@ -330,9 +298,7 @@ impl Refcounts {
             let Some(bytes) = self.blocks.get(block) else {
                 continue;
             };
-            let last = (0..1usize << bits)
-                .rev()
-                .find(|i| read_entry(bytes, order, *i) != 0);
+            let last = (0..1usize << bits).rev().find(|i| read_entry(bytes, order, *i) != 0);
             if let Some(index) = last {
                 return Ok((block << bits) + index as u64 + 1);
             }
@@ -350,11 +316,7 @@ mod tests {
         for order in 0..=6 {
             let mut block = vec![0u8; 512];
             let entries = (512 * 8) >> order;
-            let max = if order == 6 {
-                u64::MAX
-            } else {
-                (1 << (1 << order)) - 1
-            };
+            let max = if order == 6 { u64::MAX } else { (1 << (1 << order)) - 1 };
             for index in [0, 1, 7, entries - 1] {
                 write_entry(&mut block, order, index, max);
             }

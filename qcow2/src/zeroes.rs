@@ -8,9 +8,7 @@ const BLOCK: usize = 256;
 pub(crate) fn is_zero(bytes: &[u8]) -> bool {
     let (blocks, rest) = bytes.as_chunks::<BLOCK>();
     rest.iter().all(|b| *b == 0)
-        && blocks
-            .iter()
-            .all(|block| block.iter().fold(0, |seen, b| seen | b) == 0)
+        && blocks.iter().all(|block| block.iter().fold(0, |seen, b| seen | b) == 0)
 }
 
 #[cfg(test)]

@@ -42,16 +42,10 @@ fn a_new_disk_ends_with_a_whole_sector_so_that_qemu_sees_all_of_it() {
 fn unaligned_writes_read_back_before_and_after_reopening() {
     let (storage, image) = memory(&CreateOptions::new(300_032).cluster_size(4096));
     let mut model = vec![0; 300_032];
-    for (i, (offset, length)) in [
-        (0, 1),
-        (4095, 2),
-        (100, 9000),
-        (300_031, 1),
-        (8192, 4096),
-        (12_000, 100_000),
-    ]
-    .into_iter()
-    .enumerate()
+    for (i, (offset, length)) in
+        [(0, 1), (4095, 2), (100, 9000), (300_031, 1), (8192, 4096), (12_000, 100_000)]
+            .into_iter()
+            .enumerate()
     {
         let bytes = vec![i as u8 + 1; length];
         image.write_at(&bytes, offset as u64).unwrap();
@@ -90,10 +84,5 @@ fn a_zero_write_on_an_empty_image_allocates_nothing() {
             true
         })
         .unwrap();
-    assert!(
-        mappings
-            .iter()
-            .all(|kind| *kind == MappingKind::Unallocated),
-        "{mappings:?}"
-    );
+    assert!(mappings.iter().all(|kind| *kind == MappingKind::Unallocated), "{mappings:?}");
 }

@@ -34,9 +34,7 @@ fn work(image: &Image, model: &mut [u8], random: &mut Random, operations: usize)
                 model[range].fill(0);
             }
             7 => {
-                image
-                    .write_zeroes(offset, length, ZeroMode::KeepAllocated)
-                    .unwrap();
+                image.write_zeroes(offset, length, ZeroMode::KeepAllocated).unwrap();
                 model[range].fill(0);
             }
             8 => {
@@ -60,10 +58,7 @@ fn agrees_with_qemu(path: &Path, model: &[u8]) {
     assert!(report.is_clean(), "{:?}", report.findings);
     let raw = format!("{image}.raw");
     qemu_img(&["convert", "-O", "raw", image, &raw]);
-    assert!(
-        std::fs::read(&raw).unwrap() == model,
-        "qemu reads something else in {image}"
-    );
+    assert!(std::fs::read(&raw).unwrap() == model, "qemu reads something else in {image}");
 }
 
 fn chain_of_three(seed: u64, cluster_sizes: [u32; 3], sizes: [u64; 3], refcount_bits: u32) {
@@ -101,12 +96,7 @@ fn qemu_agrees_with_small_clusters_and_growing_disks() {
 #[test]
 fn qemu_agrees_with_mixed_clusters_and_a_shrinking_disk() {
     chain_of_three(3, [65536, 512, 4096], [2_000_384, 900_096, 1_800_192], 64);
-    chain_of_three(
-        4,
-        [512, 65536, 1 << 21],
-        [2_000_384, 3_900_416, 4_800_512],
-        1,
-    );
+    chain_of_three(4, [512, 65536, 1 << 21], [2_000_384, 3_900_416, 4_800_512], 1);
 }
 
 #[test]

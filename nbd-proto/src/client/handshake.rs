@@ -15,11 +15,7 @@ const MAX_REPLY_DATA: u32 = 64 << 10;
 /// Most exports, contexts or informations that one option may be answered with.
 const MAX_REPLIES: usize = 64 << 10;
 /// Size constraints where the server names none ("Size constraints").
-const DEFAULT_BLOCK: BlockSizes = BlockSizes {
-    minimum: 1,
-    preferred: 4096,
-    maximum: 32 << 20,
-};
+const DEFAULT_BLOCK: BlockSizes = BlockSizes { minimum: 1, preferred: 4096, maximum: 32 << 20 };
 
 /// What the client connects for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -153,9 +149,7 @@ impl Handshake {
             return Ok(Some(Event::NeedInput));
         };
         if init != magic::INIT || style != magic::OPTION || flags & FIXED_NEWSTYLE == 0 {
-            return Err(ProtocolError::new(
-                "the peer is no fixed newstyle NBD server",
-            ));
+            return Err(ProtocolError::new("the peer is no fixed newstyle NBD server"));
         }
         self.input.drain(..18);
         self.no_zeroes = flags & NO_ZEROES != 0;
@@ -232,14 +226,10 @@ impl Handshake {
             return Ok(Some(Event::NeedInput));
         };
         if number != magic::OPTION_REPLY || option != self.expected().code() {
-            return Err(ProtocolError::new(
-                "the server answered an option that was not asked",
-            ));
+            return Err(ProtocolError::new("the server answered an option that was not asked"));
         }
         if length > MAX_REPLY_DATA {
-            return Err(ProtocolError::new(format!(
-                "an option reply of {length} bytes"
-            )));
+            return Err(ProtocolError::new(format!("an option reply of {length} bytes")));
         }
         let Some(data) = reader.bytes(length as usize) else {
             return Ok(Some(Event::NeedInput));
@@ -256,8 +246,7 @@ impl Handshake {
             Some(OptionReply::MetaContext) => {
                 let mut reader = Reader(&data);
                 if let Some(id) = reader.u32() {
-                    self.contexts
-                        .push((id, String::from_utf8_lossy(reader.0).into_owned()));
+                    self.contexts.push((id, String::from_utf8_lossy(reader.0).into_owned()));
                 }
                 Ok(None)
             }
@@ -272,9 +261,7 @@ impl Handshake {
             }
             Some(error) => Ok(self.refused(error, &data)),
             None if reply & 0x8000_0000 != 0 => Ok(self.refused(OptionReply::ErrUnsup, &data)),
-            None => Err(ProtocolError::new(format!(
-                "unknown option reply {reply:#x}"
-            ))),
+            None => Err(ProtocolError::new(format!("unknown option reply {reply:#x}"))),
         }
     }
 
@@ -295,9 +282,7 @@ impl Handshake {
             }
             _ => {
                 let Some((size, flags)) = self.size_and_flags else {
-                    return Err(ProtocolError::new(
-                        "the server did not tell the export's size",
-                    ));
+                    return Err(ProtocolError::new("the server did not tell the export's size"));
                 };
                 return Ok(Some(self.transmit(size, flags)));
             }
@@ -330,10 +315,7 @@ impl Handshake {
         }
         self.step = Step::Finished;
         let text = &data[..data.len().min(MAX_STRING)];
-        Some(Event::Refused(
-            error,
-            String::from_utf8_lossy(text).into_owned(),
-        ))
+        Some(Event::Refused(error, String::from_utf8_lossy(text).into_owned()))
     }
 
     fn info(&mut self, data: &[u8]) -> Result<(), ProtocolError> {
@@ -359,11 +341,7 @@ impl Handshake {
                 if !sane {
                     return Err(ProtocolError::new("the size constraints make no sense"));
                 }
-                self.block = BlockSizes {
-                    minimum,
-                    preferred,
-                    maximum,
-                };
+                self.block = BlockSizes { minimum, preferred, maximum };
             }
             _ => {}
         }

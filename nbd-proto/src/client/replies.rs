@@ -80,13 +80,7 @@ pub fn encode_request(
     let extended = mode == Mode::Extended;
     let payload = extended && command == CommandType::Write;
     let flags = flags.with_if(payload, CommandFlags::PAYLOAD_LEN);
-    let header = RequestHeader {
-        flags,
-        command: command.code(),
-        cookie,
-        offset,
-        length,
-    };
+    let header = RequestHeader { flags, command: command.code(), cookie, offset, length };
     header.encode(extended, out);
 }
 
@@ -109,25 +103,12 @@ pub fn decode_reply(
             let (Some(error), Some(cookie)) = (reader.u32(), reader.u64()) else {
                 return Ok(None);
             };
-            Ok(Some((
-                Reply::Simple {
-                    cookie,
-                    error: Errno::from_code(error),
-                },
-                16,
-            )))
+            Ok(Some((Reply::Simple { cookie, error: Errno::from_code(error) }, 16)))
         }
         (magic::STRUCTURED_REPLY, Mode::Structured) | (magic::EXTENDED_REPLY, Mode::Extended) => {
-            decode_chunk(
-                reader,
-                mode == Mode::Extended,
-                u64::from(max_payload),
-                input.len(),
-            )
+            decode_chunk(reader, mode == Mode::Extended, u64::from(max_payload), input.len())
         }
-        _ => Err(ProtocolError::new(format!(
-            "reply magic {number:#010x} is wrong"
-        ))),
+        _ => Err(ProtocolError::new(format!("reply magic {number:#010x} is wrong"))),
     }
 }
 
@@ -154,16 +135,12 @@ fn decode_chunk(
     let whole = match kind {
         Some(ReplyType::OffsetData) => {
             if length <= 8 || length - 8 > max_payload {
-                return Err(ProtocolError::new(format!(
-                    "a data chunk of {length} bytes"
-                )));
+                return Err(ProtocolError::new(format!("a data chunk of {length} bytes")));
             }
             8
         }
         _ if length > MAX_CHUNK => {
-            return Err(ProtocolError::new(format!(
-                "a reply chunk of {length} bytes"
-            )));
+            return Err(ProtocolError::new(format!("a reply chunk of {length} bytes")));
         }
         _ => length,
     };
@@ -174,28 +151,15 @@ fn decode_chunk(
     let chunk = decode_content(kind, code, data, length)
         .ok_or_else(|| ProtocolError::new(format!("a malformed reply chunk of type {code:#x}")))?;
     let done = flags.contains(ReplyFlags::DONE);
-    Ok(Some((
-        Reply::Chunk {
-            cookie,
-            done,
-            chunk,
-        },
-        total - reader.0.len(),
-    )))
+    Ok(Some((Reply::Chunk { cookie, done, chunk }, total - reader.0.len())))
 }
 
 fn decode_content(kind: Option<ReplyType>, code: u16, data: &[u8], length: u64) -> Option<Chunk> {
     let mut reader = Reader(data);
     let chunk = match kind {
         Some(ReplyType::None) => Chunk::None,
-        Some(ReplyType::OffsetData) => Chunk::Data {
-            offset: reader.u64()?,
-            length: length - 8,
-        },
-        Some(ReplyType::OffsetHole) => Chunk::Hole {
-            offset: reader.u64()?,
-            length: reader.u32()?,
-        },
+        Some(ReplyType::OffsetData) => Chunk::Data { offset: reader.u64()?, length: length - 8 },
+        Some(ReplyType::OffsetHole) => Chunk::Hole { offset: reader.u64()?, length: reader.u32()? },
         Some(ReplyType::BlockStatus) => {
             let context = reader.u32()?;
             let mut extents = Vec::with_capacity(reader.0.len() / 8);
@@ -216,9 +180,7 @@ fn decode_content(kind: Option<ReplyType>, code: u16, data: &[u8], length: u64) 
         Some(ReplyType::Error | ReplyType::ErrorOffset) | None if code & 0x8000 != 0 => {
             let errno = Errno::from_code(reader.u32()?)?;
             let length = usize::from(reader.u16()?);
-            let text = reader
-                .bytes(length)
-                .filter(|text| text.len() <= MAX_STRING)?;
+            let text = reader.bytes(length).filter(|text| text.len() <= MAX_STRING)?;
             let text = String::from_utf8_lossy(text).into_owned();
             let at = match kind {
                 Some(ReplyType::ErrorOffset) => Some(reader.u64()?),

@@ -117,18 +117,9 @@ pub enum Event {
 #[derive(Debug)]
 enum Pending {
     ExportName,
-    Info {
-        go: bool,
-        name: String,
-        infos: Vec<InfoType>,
-    },
-    ListMeta {
-        queries: Vec<String>,
-    },
-    SetMeta {
-        name: String,
-        queries: Vec<String>,
-    },
+    Info { go: bool, name: String, infos: Vec<InfoType> },
+    ListMeta { queries: Vec<String> },
+    SetMeta { name: String, queries: Vec<String> },
     List,
     Tls,
 }
@@ -252,10 +243,7 @@ impl Handshake {
         self.consume(16);
         self.options += 1;
         if self.options > self.config.max_options {
-            return Some(protocol(format!(
-                "more than {} options",
-                self.config.max_options
-            )));
+            return Some(protocol(format!("more than {} options", self.config.max_options)));
         }
         let export_name = code == OptionCode::ExportName.code();
         if !self.fixed && !export_name {
@@ -264,9 +252,7 @@ impl Handshake {
             ));
         }
         if length > MAX_OPTION_SKIP || (export_name && length > MAX_OPTION_DATA) {
-            return Some(protocol(format!(
-                "option {code} with {length} bytes of data"
-            )));
+            return Some(protocol(format!("option {code} with {length} bytes of data")));
         }
         let length = length as usize;
         self.state = if length > MAX_OPTION_DATA as usize {
@@ -281,10 +267,7 @@ impl Handshake {
         let here = left.min(self.input.len());
         self.consume(here);
         if here < left {
-            self.state = State::Skip {
-                code,
-                left: left - here,
-            };
+            self.state = State::Skip { code, left: left - here };
             return Some(Event::NeedInput);
         }
         let text = format!("an option has at most {MAX_OPTION_DATA} bytes of data here");
@@ -351,11 +334,7 @@ impl Handshake {
                 let (name, infos) = parse_go(data)?;
                 let go = option == OptionCode::Go;
                 let purpose = if go { Purpose::Use } else { Purpose::Look };
-                let pending = Pending::Info {
-                    go,
-                    name: name.clone(),
-                    infos,
-                };
+                let pending = Pending::Info { go, name: name.clone(), infos };
                 Ok(self.lookup(name, purpose, pending))
             }
             OptionCode::List => {
@@ -375,9 +354,9 @@ impl Handshake {
                 no_data()?;
                 self.extended_headers().map(|()| None)
             }
-            OptionCode::ListMetaContext | OptionCode::SetMetaContext => self
-                .meta_context(option == OptionCode::SetMetaContext, data)
-                .map(Some),
+            OptionCode::ListMetaContext | OptionCode::SetMetaContext => {
+                self.meta_context(option == OptionCode::SetMetaContext, data).map(Some)
+            }
             OptionCode::Abort => Ok(Some(Event::Close(CloseReason::Aborted))),
         }
     }
@@ -390,20 +369,16 @@ impl Handshake {
     fn start_tls(&mut self) -> Result<Option<Event>, Refusal> {
         match self.config.tls {
             _ if self.secure => Err(Refusal::invalid("TLS is in use already")),
-            TlsPolicy::Unsupported => Err(Refusal::new(
-                OptionReply::ErrUnsup,
-                "this server has no TLS",
-            )),
-            TlsPolicy::Forbidden => Err(Refusal::new(
-                OptionReply::ErrPolicy,
-                "TLS is turned off on this server",
-            )),
+            TlsPolicy::Unsupported => {
+                Err(Refusal::new(OptionReply::ErrUnsup, "this server has no TLS"))
+            }
+            TlsPolicy::Forbidden => {
+                Err(Refusal::new(OptionReply::ErrPolicy, "TLS is turned off on this server"))
+            }
             TlsPolicy::Offered | TlsPolicy::Required => {
                 if !self.input.is_empty() {
                     // Whoever put it there, it was not protected.
-                    return Ok(Some(protocol(
-                        "plaintext was sent after NBD_OPT_STARTTLS".into(),
-                    )));
+                    return Ok(Some(protocol("plaintext was sent after NBD_OPT_STARTTLS".into())));
                 }
                 self.reply(OptionCode::StartTls.code(), OptionReply::Ack, &[]);
                 self.state = State::Waiting(Pending::Tls);
@@ -415,10 +390,9 @@ impl Handshake {
     fn structured_reply(&mut self) -> Result<(), Refusal> {
         let option = OptionCode::StructuredReply.code();
         match self.mode {
-            _ if !self.config.structured_replies => Err(Refusal::new(
-                OptionReply::ErrUnsup,
-                "structured replies are turned off",
-            )),
+            _ if !self.config.structured_replies => {
+                Err(Refusal::new(OptionReply::ErrUnsup, "structured replies are turned off"))
+            }
             Mode::Extended => {
                 let text = "extended headers were negotiated and include structured replies";
                 Err(Refusal::new(OptionReply::ErrExtHeaderReqd, text))
@@ -434,10 +408,7 @@ impl Handshake {
 
     fn extended_headers(&mut self) -> Result<(), Refusal> {
         if !(self.config.extended_headers && self.config.structured_replies) {
-            return Err(Refusal::new(
-                OptionReply::ErrUnsup,
-                "extended headers are turned off",
-            ));
+            return Err(Refusal::new(OptionReply::ErrUnsup, "extended headers are turned off"));
         }
         if self.mode == Mode::Extended {
             return Err(Refusal::invalid("extended headers are in use already"));
@@ -449,24 +420,16 @@ impl Handshake {
 
     fn meta_context(&mut self, set: bool, data: &[u8]) -> Result<Event, Refusal> {
         if self.mode == Mode::Simple {
-            return Err(Refusal::invalid(
-                "metadata contexts need structured replies first",
-            ));
+            return Err(Refusal::invalid("metadata contexts need structured replies first"));
         }
         let (name, queries) = parse_meta(data)?;
         let queries = queries.into_iter().map(str::to_owned).collect();
         let pending = match set {
-            true => Pending::SetMeta {
-                name: name.clone(),
-                queries,
-            },
+            true => Pending::SetMeta { name: name.clone(), queries },
             false => Pending::ListMeta { queries },
         };
         self.state = State::Waiting(pending);
-        Ok(Event::Lookup {
-            name,
-            purpose: Purpose::Look,
-        })
+        Ok(Event::Lookup { name, purpose: Purpose::Look })
     }
 
     /// Answers [`Event::Lookup`].
@@ -542,17 +505,11 @@ impl Handshake {
 
     fn answer_info(&mut self, export: ExportInfo, go: bool, name: &str, infos: &[InfoType]) {
         let option = if go { OptionCode::Go } else { OptionCode::Info };
-        let all = [
-            InfoType::Export,
-            InfoType::Name,
-            InfoType::Description,
-            InfoType::BlockSize,
-        ];
+        let all = [InfoType::Export, InfoType::Name, InfoType::Description, InfoType::BlockSize];
         for info in all {
-            if info == InfoType::Export || infos.contains(&info) {
-                if let Some(data) = encode_info(info, &export) {
-                    self.reply(option.code(), OptionReply::Info, &data);
-                }
+            let wanted = info == InfoType::Export || infos.contains(&info);
+            if wanted && let Some(data) = encode_info(info, &export) {
+                self.reply(option.code(), OptionReply::Info, &data);
             }
         }
         self.reply(option.code(), OptionReply::Ack, &[]);
@@ -568,12 +525,7 @@ impl Handshake {
             _ => Vec::new(),
         };
         let rest = Bytes::from(std::mem::take(&mut self.input));
-        self.transmit = Some(Box::new(Negotiated {
-            export,
-            mode: self.mode,
-            contexts,
-            rest,
-        }));
+        self.transmit = Some(Box::new(Negotiated { export, mode: self.mode, contexts, rest }));
     }
 
     /// Answers [`Event::ListExports`] with names and descriptions.
@@ -610,8 +562,7 @@ impl Handshake {
     }
 
     fn reply(&mut self, option: u32, reply: OptionReply, data: &[u8]) {
-        self.output
-            .extend_from_slice(&magic::OPTION_REPLY.to_be_bytes());
+        self.output.extend_from_slice(&magic::OPTION_REPLY.to_be_bytes());
         self.output.extend_from_slice(&option.to_be_bytes());
         self.output.extend_from_slice(&reply.code().to_be_bytes());
         put_length(&mut self.output, data.len());

@@ -44,18 +44,12 @@ pub struct Refusal {
 impl Refusal {
     /// A refusal of type `reply`.
     pub fn new(reply: OptionReply, text: impl Into<String>) -> Self {
-        Self {
-            reply,
-            text: text.into(),
-        }
+        Self { reply, text: text.into() }
     }
 
     /// The export does not exist.
     pub fn unknown(name: &str) -> Self {
-        Self::new(
-            OptionReply::ErrUnknown,
-            format!("there is no export named '{name}'"),
-        )
+        Self::new(OptionReply::ErrUnknown, format!("there is no export named '{name}'"))
     }
 
     pub(super) fn invalid(text: &str) -> Self {
@@ -74,9 +68,7 @@ fn export_name(bytes: &[u8]) -> Result<String, Refusal> {
     }
     match std::str::from_utf8(bytes) {
         Ok(name) if !name.contains('\0') => Ok(name.to_owned()),
-        _ => Err(Refusal::invalid(
-            "the export name is not valid UTF-8 or has a NUL",
-        )),
+        _ => Err(Refusal::invalid("the export name is not valid UTF-8 or has a NUL")),
     }
 }
 
@@ -95,9 +87,7 @@ pub(super) fn parse_go(data: &[u8]) -> Result<(String, Vec<InfoType>), Refusal> 
         (codes.len() == usize::from(count) && reader.is_empty()).then_some((name, codes))
     };
     let Some((name, codes)) = parse() else {
-        return Err(Refusal::invalid(
-            "the option's lengths contradict each other",
-        ));
+        return Err(Refusal::invalid("the option's lengths contradict each other"));
     };
     let infos = codes.into_iter().filter_map(InfoType::from_code).collect();
     Ok((export_name(name)?, infos))
@@ -107,18 +97,14 @@ pub(super) fn parse_go(data: &[u8]) -> Result<(String, Vec<InfoType>), Refusal> 
 pub(super) fn parse_meta(data: &[u8]) -> Result<(String, Vec<&str>), Refusal> {
     let mut reader = Reader(data);
     let (Some(name), Some(count)) = (reader.string(), reader.u32()) else {
-        return Err(Refusal::invalid(
-            "the option's lengths contradict each other",
-        ));
+        return Err(Refusal::invalid("the option's lengths contradict each other"));
     };
     let name = export_name(name)?;
     let mut queries = Vec::new();
     // The count is only believed as far as there is data for it.
     for _ in 0..count {
         let Some(bytes) = reader.string() else {
-            return Err(Refusal::invalid(
-                "there are fewer queries than the option says",
-            ));
+            return Err(Refusal::invalid("there are fewer queries than the option says"));
         };
         if bytes.len() > MAX_STRING {
             let text = format!("a query has at most {MAX_STRING} bytes");
@@ -127,9 +113,7 @@ pub(super) fn parse_meta(data: &[u8]) -> Result<(String, Vec<&str>), Refusal> {
         match std::str::from_utf8(bytes) {
             Ok(query) if query.contains(':') => queries.push(query),
             _ => {
-                return Err(Refusal::invalid(
-                    "a query has no namespace or is not valid UTF-8",
-                ));
+                return Err(Refusal::invalid("a query has no namespace or is not valid UTF-8"));
             }
         }
     }
@@ -144,24 +128,14 @@ pub(super) fn parse_meta(data: &[u8]) -> Result<(String, Vec<&str>), Refusal> {
 pub(super) fn list_contexts<'a>(available: &'a [String], queries: &[&str]) -> Vec<&'a str> {
     let matches = |context: &str| {
         queries.is_empty()
-            || queries
-                .iter()
-                .any(|q| *q == context || (q.ends_with(':') && context.starts_with(q)))
+            || queries.iter().any(|q| *q == context || (q.ends_with(':') && context.starts_with(q)))
     };
-    available
-        .iter()
-        .map(String::as_str)
-        .filter(|context| matches(context))
-        .collect()
+    available.iter().map(String::as_str).filter(|context| matches(context)).collect()
 }
 
 /// Contexts that `NBD_OPT_SET_META_CONTEXT` selects, by their full names only.
 pub(super) fn select_contexts(available: &[String], queries: &[&str]) -> Vec<String> {
-    available
-        .iter()
-        .filter(|context| queries.contains(&context.as_str()))
-        .cloned()
-        .collect()
+    available.iter().filter(|context| queries.contains(&context.as_str())).cloned().collect()
 }
 
 /// One `NBD_REP_INFO` payload; `None` where the export has nothing of that type to say.
@@ -176,11 +150,7 @@ pub(super) fn encode_info(info: InfoType, export: &ExportInfo) -> Option<Vec<u8>
         InfoType::Description if export.description.is_empty() => return None,
         InfoType::Description => out.extend_from_slice(cut(&export.description).as_bytes()),
         InfoType::BlockSize => {
-            let BlockSizes {
-                minimum,
-                preferred,
-                maximum,
-            } = export.block;
+            let BlockSizes { minimum, preferred, maximum } = export.block;
             for size in [minimum, preferred, maximum] {
                 out.extend_from_slice(&size.to_be_bytes());
             }

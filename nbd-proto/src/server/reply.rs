@@ -73,11 +73,7 @@ impl ReplyEncoder {
     ) {
         let flags = ReplyFlags::empty().with_if(done, ReplyFlags::DONE).0;
         let extended = self.mode == Mode::Extended;
-        let number = if extended {
-            magic::EXTENDED_REPLY
-        } else {
-            magic::STRUCTURED_REPLY
-        };
+        let number = if extended { magic::EXTENDED_REPLY } else { magic::STRUCTURED_REPLY };
         out.extend_from_slice(&number.to_be_bytes());
         out.extend_from_slice(&flags.to_be_bytes());
         out.extend_from_slice(&kind.code().to_be_bytes());
@@ -130,11 +126,7 @@ impl ReplyEncoder {
             return Self::simple(out, request.0, errno.code());
         }
         let text = cut(text);
-        let kind = if at.is_some() {
-            ReplyType::ErrorOffset
-        } else {
-            ReplyType::Error
-        };
+        let kind = if at.is_some() { ReplyType::ErrorOffset } else { ReplyType::Error };
         let length = 6 + text.len() + if at.is_some() { 8 } else { 0 };
         self.chunk(out, request, kind, true, length);
         out.extend_from_slice(&errno.code().to_be_bytes());
@@ -170,18 +162,12 @@ impl ReplyEncoder {
         }
         // The longest multiple of every block size that 32 bits hold.
         const LONGEST: u64 = 0xffff_0000;
-        let whole = extents
-            .iter()
-            .take_while(|(length, _)| *length <= LONGEST)
-            .count();
+        let whole = extents.iter().take_while(|(length, _)| *length <= LONGEST).count();
         let count = (whole + 1).min(extents.len());
         self.chunk(out, request, ReplyType::BlockStatus, done, 4 + count * 8);
         out.extend_from_slice(&context.to_be_bytes());
         for (length, flags) in &extents[..count] {
-            #[allow(
-                clippy::cast_possible_truncation,
-                reason = "cut to 32 bits; so are the flags"
-            )]
+            #[allow(clippy::cast_possible_truncation, reason = "cut to 32 bits; so are the flags")]
             for word in [(*length).min(LONGEST) as u32, *flags as u32] {
                 out.extend_from_slice(&word.to_be_bytes());
             }

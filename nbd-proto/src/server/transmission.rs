@@ -137,11 +137,7 @@ impl Transmission {
 
     /// Bytes of a request header on this connection.
     pub fn header_length(&self) -> usize {
-        if self.mode == Mode::Extended {
-            EXTENDED_REQUEST
-        } else {
-            COMPACT_REQUEST
-        }
+        if self.mode == Mode::Extended { EXTENDED_REQUEST } else { COMPACT_REQUEST }
     }
 
     /// From now on every request but `NBD_CMD_DISC` is rejected with `NBD_ESHUTDOWN`.
@@ -163,11 +159,8 @@ impl Transmission {
             return Ok(Parsed::Disconnect);
         }
         let carries = header.flags.contains(CommandFlags::PAYLOAD_LEN) && extended;
-        let payload = if command == Some(CommandType::Write) || carries {
-            header.length
-        } else {
-            0
-        };
+        let payload =
+            if command == Some(CommandType::Write) || carries { header.length } else { 0 };
         if payload > MAX_SKIP {
             return Err(ProtocolError::new(format!(
                 "a request announces {payload} bytes of payload, more than can be skipped"
@@ -175,14 +168,7 @@ impl Transmission {
         }
         let reject = |(errno, text, at): Fault| {
             let RequestHeader { cookie, offset, .. } = header;
-            Parsed::Reject(Rejection {
-                cookie,
-                offset,
-                errno,
-                text,
-                skip: payload,
-                at,
-            })
+            Parsed::Reject(Rejection { cookie, offset, errno, text, skip: payload, at })
         };
         Ok(match self.judge(&header, command, carries) {
             Ok(parsed) => parsed,
@@ -206,9 +192,7 @@ impl Transmission {
         let has = |flag| header.flags.contains(flag);
         let fua = has(CommandFlags::FUA);
         let command = match command {
-            CommandType::Read => Command::Read {
-                whole: has(CommandFlags::DF),
-            },
+            CommandType::Read => Command::Read { whole: has(CommandFlags::DF) },
             CommandType::Write => Command::Write { fua },
             CommandType::Flush => Command::Flush,
             CommandType::Trim => Command::Trim { fua },
@@ -218,35 +202,19 @@ impl Transmission {
                 no_hole: has(CommandFlags::NO_HOLE),
                 fast: has(CommandFlags::FAST_ZERO),
             },
-            CommandType::BlockStatus | CommandType::Disc => Command::BlockStatus {
-                one: has(CommandFlags::REQ_ONE),
-                filter: StatusFilter::All,
-            },
+            CommandType::BlockStatus | CommandType::Disc => {
+                Command::BlockStatus { one: has(CommandFlags::REQ_ONE), filter: StatusFilter::All }
+            }
         };
-        let RequestHeader {
-            cookie,
-            offset,
-            length,
-            ..
-        } = *header;
-        let mut request = Request {
-            cookie,
-            offset,
-            length,
-            command,
-        };
+        let RequestHeader { cookie, offset, length, .. } = *header;
+        let mut request = Request { cookie, offset, length, command };
         if matches!(request.command, Command::BlockStatus { .. }) && carries {
             if !(12..=8 + 4 * MAX_FILTER_IDS).contains(&length) || length % 4 != 0 {
-                return Err(invalid(format!(
-                    "a filter of {length} bytes is not possible"
-                )));
+                return Err(invalid(format!("a filter of {length} bytes is not possible")));
             }
             request.length = 0;
             #[allow(clippy::cast_possible_truncation, reason = "bounded just above")]
-            return Ok(Parsed::NeedFilter {
-                request,
-                payload: length as usize,
-            });
+            return Ok(Parsed::NeedFilter { request, payload: length as usize });
         }
         self.check_range(&mut request)?;
         Ok(Parsed::Accept(request))
@@ -264,9 +232,7 @@ impl Transmission {
             let known = |id: &u32| (1..=self.contexts).contains(&(*id as usize));
             let distinct = (1..ids.len()).all(|i| !ids[..i].contains(&ids[i]));
             if ids.is_empty() || !ids.iter().all(known) || !distinct {
-                return Err(invalid(
-                    "the filter names unknown contexts or one twice".into(),
-                ));
+                return Err(invalid("the filter names unknown contexts or one twice".into()));
             }
             request.length = length;
             if let Command::BlockStatus { filter, .. } = &mut request.command {
@@ -277,14 +243,9 @@ impl Transmission {
         })();
         match result {
             Ok(request) => Parsed::Accept(request),
-            Err((errno, text, at)) => Parsed::Reject(Rejection {
-                cookie,
-                offset,
-                errno,
-                text,
-                skip: 0,
-                at,
-            }),
+            Err((errno, text, at)) => {
+                Parsed::Reject(Rejection { cookie, offset, errno, text, skip: 0, at })
+            }
         }
     }
 
@@ -293,14 +254,12 @@ impl Transmission {
         let extended = self.mode == Mode::Extended;
         let offers = |flag| self.flags.contains(flag);
         let (needed, mut allowed) = match command {
-            CommandType::Read => (
-                None,
-                CommandFlags::empty().with_if(offers(T::SEND_DF), CommandFlags::DF),
-            ),
-            CommandType::Write => (
-                None,
-                CommandFlags::empty().with_if(extended, CommandFlags::PAYLOAD_LEN),
-            ),
+            CommandType::Read => {
+                (None, CommandFlags::empty().with_if(offers(T::SEND_DF), CommandFlags::DF))
+            }
+            CommandType::Write => {
+                (None, CommandFlags::empty().with_if(extended, CommandFlags::PAYLOAD_LEN))
+            }
             CommandType::Flush => (Some(T::SEND_FLUSH), CommandFlags::empty()),
             CommandType::Trim => (Some(T::SEND_TRIM), CommandFlags::empty()),
             CommandType::Cache => (Some(T::SEND_CACHE), CommandFlags::empty()),
@@ -320,9 +279,7 @@ impl Transmission {
             return Err((Errno::Perm, "the export is read-only".into(), None));
         }
         if needed.is_some_and(|flag| !offers(flag)) {
-            return Err(invalid(format!(
-                "{command:?} was not offered on this export"
-            )));
+            return Err(invalid(format!("{command:?} was not offered on this export")));
         }
         let unknown = header.flags.without(allowed);
         if unknown != CommandFlags::empty() {
@@ -356,19 +313,13 @@ impl Transmission {
         }
         let minimum = u64::from(self.block.minimum);
         if minimum > 1 && (offset % minimum != 0 || length % minimum != 0) {
-            return Err(invalid(format!(
-                "offset and length must be multiples of {minimum}"
-            )));
+            return Err(invalid(format!("offset and length must be multiples of {minimum}")));
         }
         let maximum = self.block.maximum;
         match request.command {
             Command::Read { whole } if length > u64::from(maximum) => {
                 let errno = if whole { Errno::Overflow } else { Errno::Inval };
-                Err((
-                    errno,
-                    format!("a read has at most {maximum} bytes here"),
-                    None,
-                ))
+                Err((errno, format!("a read has at most {maximum} bytes here"), None))
             }
             Command::Write { .. } if length > u64::from(maximum) => {
                 Err(invalid(format!("a write has at most {maximum} bytes here")))
@@ -389,8 +340,5 @@ fn invalid(text: String) -> Fault {
 }
 
 fn changes(command: CommandType) -> bool {
-    matches!(
-        command,
-        CommandType::Write | CommandType::Trim | CommandType::WriteZeroes
-    )
+    matches!(command, CommandType::Write | CommandType::Trim | CommandType::WriteZeroes)
 }

@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::lock;
 use crate::storage::{FileStorage, Storage};
 
 /// Opens backing files: the only way in which an image can reach another file.
@@ -53,7 +52,7 @@ impl OpenGate for FileGate {
             )
         })?;
         if self.lock {
-            lock::lock(file.file(), &path, lock::Mode::Read)?;
+            file.lock(&path, false)?;
         }
         Ok((path, Arc::new(file)))
     }
@@ -66,30 +65,15 @@ mod tests {
     #[test]
     fn relative_names_count_from_the_directory_of_the_image() {
         let resolve = |referrer: &str, name| resolve(Path::new(referrer), name).unwrap();
-        assert_eq!(
-            resolve("/a/top.qcow2", "base.qcow2"),
-            Path::new("/a/base.qcow2")
-        );
+        assert_eq!(resolve("/a/top.qcow2", "base.qcow2"), Path::new("/a/base.qcow2"));
         assert_eq!(resolve("top.qcow2", "base.qcow2"), Path::new("base.qcow2"));
-        assert_eq!(
-            resolve("/a/top.qcow2", "/b/base.qcow2"),
-            Path::new("/b/base.qcow2")
-        );
-        assert_eq!(
-            resolve("/a/top.qcow2", "./10:30.qcow2"),
-            Path::new("/a/./10:30.qcow2")
-        );
+        assert_eq!(resolve("/a/top.qcow2", "/b/base.qcow2"), Path::new("/b/base.qcow2"));
+        assert_eq!(resolve("/a/top.qcow2", "./10:30.qcow2"), Path::new("/a/./10:30.qcow2"));
     }
 
     #[test]
     fn names_with_a_protocol_are_refused() {
-        for name in [
-            "nbd://host/x",
-            "json:{}",
-            "http://x",
-            "file:base",
-            "10:30.qcow2",
-        ] {
+        for name in ["nbd://host/x", "json:{}", "http://x", "file:base", "10:30.qcow2"] {
             let error = resolve(Path::new("/a/top.qcow2"), name).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Chain, "{name}");
         }

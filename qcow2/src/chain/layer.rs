@@ -15,11 +15,7 @@ use crate::types::{GuestOffset, HostOffset};
 /// How the layer stores its bytes.
 enum Format {
     Raw,
-    Qcow2 {
-        geometry: Geometry,
-        l1: Box<[u64]>,
-        compression: Compression,
-    },
+    Qcow2 { geometry: Geometry, l1: Box<[u64]>, compression: Compression },
 }
 
 /// A backing file: raw, or QCOW2 with its L1 table in memory.
@@ -34,47 +30,25 @@ pub(crate) struct Layer {
 
 impl Layer {
     pub(crate) fn raw(path: PathBuf, storage: Arc<dyn Storage>) -> Result<Self> {
-        let size = storage
-            .len()
-            .map_err(|e| Error::io("cannot tell the file's length", e))?;
-        Ok(Self {
-            path,
-            storage,
-            size,
-            file_len: size,
-            format: Format::Raw,
-        })
+        let size = storage.len().map_err(|e| Error::io("cannot tell the file's length", e))?;
+        Ok(Self { path, storage, size, file_len: size, format: Format::Raw })
     }
 
     pub(crate) fn qcow2(path: PathBuf, storage: Arc<dyn Storage>, header: &Header) -> Result<Self> {
-        let file_len = storage
-            .len()
-            .map_err(|e| Error::io("cannot tell the file's length", e))?;
+        let file_len = storage.len().map_err(|e| Error::io("cannot tell the file's length", e))?;
         let l1 = read_words(&*storage, header.l1_offset, header.l1_entries as usize)?;
         let geometry = header.geometry;
-        let format = Format::Qcow2 {
-            geometry,
-            l1,
-            compression: header.compression,
-        };
-        Ok(Self {
-            path,
-            storage,
-            size: geometry.size,
-            file_len,
-            format,
-        })
+        let format = Format::Qcow2 { geometry, l1, compression: header.compression };
+        Ok(Self { path, storage, size: geometry.size, file_len, format })
     }
 
     /// Compression of its compressed clusters, and their size.
     pub(crate) fn compression(&self) -> Option<(Compression, u64)> {
         match &self.format {
             Format::Raw => None,
-            Format::Qcow2 {
-                geometry,
-                compression,
-                ..
-            } => Some((*compression, geometry.cluster_size())),
+            Format::Qcow2 { geometry, compression, .. } => {
+                Some((*compression, geometry.cluster_size()))
+            }
         }
     }
 
@@ -87,19 +61,9 @@ impl Layer {
         if start < inside_end {
             let mapped = match &self.format {
                 Format::Raw => {
-                    let kind = SegmentKind::Data {
-                        host: HostOffset(start),
-                        copied: false,
-                    };
+                    let kind = SegmentKind::Data { host: HostOffset(start), copied: false };
                     let guest = GuestOffset(start);
-                    push(
-                        out,
-                        Segment {
-                            guest,
-                            length: inside_end - start,
-                            kind,
-                        },
-                    );
+                    push(out, Segment { guest, length: inside_end - start, kind });
                     Ok(())
                 }
                 Format::Qcow2 { geometry, l1, .. } => {
@@ -111,14 +75,7 @@ impl Layer {
         let zeroes = start.max(inside_end);
         if zeroes < end {
             let kind = SegmentKind::ZeroPlain;
-            push(
-                out,
-                Segment {
-                    guest: GuestOffset(zeroes),
-                    length: end - zeroes,
-                    kind,
-                },
-            );
+            push(out, Segment { guest: GuestOffset(zeroes), length: end - zeroes, kind });
         }
         Ok(())
     }

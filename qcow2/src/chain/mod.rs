@@ -86,9 +86,8 @@ impl Chain {
                 )
                 .in_file(path));
             }
-            let (layer_path, storage) = gate
-                .open(&referrer, &name)
-                .map_err(|e| e.in_file(&referrer))?;
+            let (layer_path, storage) =
+                gate.open(&referrer, &name).map_err(|e| e.in_file(&referrer))?;
             if let Some(identity) = storage.identity() {
                 if seen.contains(&identity) {
                     return Err(Error::new(
@@ -114,11 +113,7 @@ impl Chain {
                 }
             }
         }
-        Ok(Self {
-            layers,
-            windows: Windows::new(window),
-            clusters: ClusterReader::default(),
-        })
+        Ok(Self { layers, windows: Windows::new(window), clusters: ClusterReader::default() })
     }
 
     #[allow(clippy::type_complexity, reason = "a layer and where to go on")]
@@ -135,17 +130,11 @@ impl Chain {
             let next = match &header.backing_name {
                 None => None,
                 Some(name) => {
-                    let reference = Reference {
-                        name,
-                        format: header.backing_format(),
-                    };
+                    let reference = Reference { name, format: header.backing_format() };
                     Some((name.clone(), backing_format(&path, &reference)?))
                 }
             };
-            Ok((
-                Layer::qcow2(path.clone(), Arc::clone(&storage), &header)?,
-                next,
-            ))
+            Ok((Layer::qcow2(path.clone(), Arc::clone(&storage), &header)?, next))
         };
         open().map_err(|e| e.in_file(&path))
     }
@@ -184,8 +173,7 @@ impl Chain {
             // The extents cover the buffer exactly.
             #[allow(clippy::cast_possible_truncation, reason = "bounded by the buffer")]
             let (part, tail) = std::mem::take(&mut rest).split_at_mut(extent.length as usize);
-            self.read_extent(part, extent)
-                .map_err(|e| e.at_guest(extent.guest))?;
+            self.read_extent(part, extent).map_err(|e| e.at_guest(extent.guest))?;
             rest = tail;
             Ok(true)
         })
@@ -207,14 +195,7 @@ impl Chain {
                 };
                 let inside = extent.guest % cluster_size;
                 self.clusters
-                    .read(
-                        &*layer.storage,
-                        compression,
-                        data,
-                        cluster_size,
-                        inside,
-                        buf,
-                    )
+                    .read(&*layer.storage, compression, data, cluster_size, inside, buf)
                     .map_err(|e| e.in_file(&layer.path))
             }
         }

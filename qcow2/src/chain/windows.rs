@@ -23,10 +23,7 @@ pub(crate) struct Extent {
 impl Extent {
     /// Whether the bytes are zeroes without looking at them.
     pub(crate) fn reads_as_zeroes(&self) -> bool {
-        !matches!(
-            self.kind,
-            SegmentKind::Data { .. } | SegmentKind::Compressed(_)
-        )
+        !matches!(self.kind, SegmentKind::Data { .. } | SegmentKind::Compressed(_))
     }
 
     /// The part of the extent inside `start .. end`, if any.
@@ -38,14 +35,10 @@ impl Extent {
         }
         let skip = from - self.guest;
         self.kind = match self.kind {
-            SegmentKind::Data { host, copied } => SegmentKind::Data {
-                host: host + skip,
-                copied,
-            },
-            SegmentKind::ZeroAllocated { host, copied } => SegmentKind::ZeroAllocated {
-                host: host + skip,
-                copied,
-            },
+            SegmentKind::Data { host, copied } => SegmentKind::Data { host: host + skip, copied },
+            SegmentKind::ZeroAllocated { host, copied } => {
+                SegmentKind::ZeroAllocated { host: host + skip, copied }
+            }
             kind => kind,
         };
         (self.guest, self.length) = (from, to - from);
@@ -68,10 +61,7 @@ pub(super) struct Windows {
 
 impl Windows {
     pub(super) fn new(span: u64) -> Self {
-        Self {
-            span,
-            state: Mutex::default(),
-        }
+        Self { span, state: Mutex::default() }
     }
 
     pub(super) fn extents(
@@ -153,20 +143,11 @@ fn resolve(layers: &[Layer], start: u64, end: u64) -> Result<Vec<Extent>> {
             segments.clear();
             file.segments(from, to, &mut segments)?;
             for segment in &segments {
-                let Segment {
-                    guest,
-                    length,
-                    kind,
-                } = *segment;
+                let Segment { guest, length, kind } = *segment;
                 if kind == SegmentKind::Unallocated {
                     still_open.push((guest.0, guest.0 + length));
                 } else {
-                    found.push(Extent {
-                        guest: guest.0,
-                        length,
-                        layer,
-                        kind,
-                    });
+                    found.push(Extent { guest: guest.0, length, layer, kind });
                 }
             }
         }

@@ -53,9 +53,7 @@ impl Walk<'_> {
         }
         let mut at = start.0;
         for number in 0..self.header.snapshots {
-            let impossible = at
-                .checked_add(SNAPSHOT_HEADER)
-                .is_none_or(|e| e > self.file_len);
+            let impossible = at.checked_add(SNAPSHOT_HEADER).is_none_or(|e| e > self.file_len);
             if impossible || self.u32(at + 36)? > MAX_SNAPSHOT_EXTRA {
                 self.broken(|| format!("snapshot {number} at {at:#x} cannot be read"));
                 break;
@@ -64,12 +62,7 @@ impl Walk<'_> {
             let entries = u64::from(self.u32(at + 8)?);
             let names = u64::from(self.u16(at + 12)?) + u64::from(self.u16(at + 14)?);
             let length = SNAPSHOT_HEADER + u64::from(self.u32(at + 36)?) + names;
-            self.l1_table(
-                l1,
-                entries,
-                false,
-                &format!("the L1 table of snapshot {number}"),
-            )?;
+            self.l1_table(l1, entries, false, &format!("the L1 table of snapshot {number}"))?;
             at += length.next_multiple_of(8);
         }
         self.exclusive(start, at - start.0, "the snapshot table")?;
@@ -82,10 +75,9 @@ impl Walk<'_> {
             return Ok(());
         }
         let directory = self.header.extensions.iter().find_map(|e| match e {
-            Extension::Bitmaps {
-                directory_offset,
-                directory_size,
-            } => Some((HostOffset(*directory_offset), *directory_size)),
+            Extension::Bitmaps { directory_offset, directory_size } => {
+                Some((HostOffset(*directory_offset), *directory_size))
+            }
             _ => None,
         });
         let Some((start, size)) = directory else {

@@ -15,10 +15,7 @@ pub(super) fn read_block(
     header: &Header,
     at: HostOffset,
 ) -> Result<Vec<u8>> {
-    #[allow(
-        clippy::cast_possible_truncation,
-        reason = "a cluster is at most 2 MiB"
-    )]
+    #[allow(clippy::cast_possible_truncation, reason = "a cluster is at most 2 MiB")]
     let mut bytes = vec![0; header.geometry.cluster_size() as usize];
     storage
         .read_at(&mut bytes, at.0)
@@ -77,10 +74,7 @@ pub(super) fn lower_leaks(storage: &dyn Storage, header: &Header, map: &RefMap) 
     let g = header.geometry;
     let bits = g.refblock_bits();
     let words = u64::from(header.reftable_clusters) << g.cluster_bits >> 3;
-    #[allow(
-        clippy::cast_possible_truncation,
-        reason = "bounded by the header's check"
-    )]
+    #[allow(clippy::cast_possible_truncation, reason = "bounded by the header's check")]
     let table = read_words(storage, header.reftable_offset, words as usize)?;
     for (index, word) in (0u64..).zip(table) {
         let at = HostOffset(word & !0x1ff);
@@ -102,7 +96,5 @@ pub(super) fn lower_leaks(storage: &dyn Storage, header: &Header, map: &RefMap) 
                 .map_err(|e| Error::io(format!("cannot write the refcount block at {at}"), e))?;
         }
     }
-    storage
-        .flush()
-        .map_err(|e| Error::io("cannot flush the image", e))
+    storage.flush().map_err(|e| Error::io("cannot flush the image", e))
 }

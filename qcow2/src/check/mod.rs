@@ -16,7 +16,6 @@ use std::path::Path;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::header::{Header, INCOMPAT_CORRUPT, INCOMPAT_DIRTY, field};
-use crate::lock;
 use crate::storage::{FileStorage, Storage};
 pub use report::{CheckReport, Repair};
 use walk::Walk;
@@ -31,12 +30,7 @@ pub fn check(path: &Path, repair: Repair) -> Result<CheckReport> {
         let writes = repair != Repair::None;
         let file =
             FileStorage::open(path, writes).map_err(|e| Error::io("cannot open the image", e))?;
-        let mode = if writes {
-            lock::Mode::Write
-        } else {
-            lock::Mode::Read
-        };
-        lock::lock(file.file(), path, mode)?;
+        file.lock(path, writes)?;
         check_storage(&file, repair)
     };
     run().map_err(|e| e.in_file(path))
@@ -88,20 +82,10 @@ struct Inspection {
 }
 
 fn inspect(storage: &dyn Storage, header: &Header) -> Result<Inspection> {
-    let Walk {
-        map,
-        mut report,
-        unreadable,
-        refcount_blocks,
-        ..
-    } = Walk::new(storage, header)?;
+    let Walk { map, mut report, unreadable, refcount_blocks, .. } = Walk::new(storage, header)?;
     compare::compare(storage, header, &map, &refcount_blocks, &mut report)?;
     flags::check(storage, header, &mut report)?;
-    Ok(Inspection {
-        report,
-        map,
-        unreadable,
-    })
+    Ok(Inspection { report, map, unreadable })
 }
 
 /// Builds the refcounts of an image anew from what its tables refer to, and clears its dirty bit:
@@ -117,10 +101,7 @@ pub(crate) fn rebuild_refcounts(storage: &dyn Storage, header: &Header) -> Resul
             format!(
                 "the image was not closed cleanly and its tables are damaged ({}); run a check \
                  with repair",
-                walk.report
-                    .findings
-                    .first()
-                    .map_or("no details", String::as_str)
+                walk.report.findings.first().map_or("no details", String::as_str)
             ),
         ));
     }

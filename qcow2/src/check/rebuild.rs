@@ -29,9 +29,7 @@ pub(super) fn rebuild(
     } else {
         forget_old_structures(storage, header, map)?;
     }
-    let length = storage
-        .len()
-        .map_err(|e| Error::io("cannot tell the file's length", e))?;
+    let length = storage.len().map_err(|e| Error::io("cannot tell the file's length", e))?;
     let start = length.div_ceil(g.cluster_size()).max(map.end());
     let bits = g.refblock_bits();
 
@@ -60,10 +58,7 @@ pub(super) fn rebuild(
     let first_block = start + table_clusters;
     write_blocks(storage, header, map, &needed, first_block)?;
 
-    #[allow(
-        clippy::cast_possible_truncation,
-        reason = "at most MAX_REFTABLE_BYTES"
-    )]
+    #[allow(clippy::cast_possible_truncation, reason = "at most MAX_REFTABLE_BYTES")]
     let mut table = vec![0; (table_clusters << g.cluster_bits) as usize];
     for (home, index) in (first_block..).zip(&needed) {
         #[allow(clippy::cast_possible_truncation, reason = "inside the table")]
@@ -71,22 +66,13 @@ pub(super) fn rebuild(
         table[at..at + 8].copy_from_slice(&(home << g.cluster_bits).to_be_bytes());
     }
     let write = |bytes: &[u8], offset: u64| {
-        storage
-            .write_at(bytes, offset)
-            .map_err(|e| Error::io("cannot write new refcounts", e))
+        storage.write_at(bytes, offset).map_err(|e| Error::io("cannot write new refcounts", e))
     };
-    let sync = || {
-        storage
-            .flush()
-            .map_err(|e| Error::io("cannot flush the image", e))
-    };
+    let sync = || storage.flush().map_err(|e| Error::io("cannot flush the image", e));
     write(&table, start << g.cluster_bits)?;
     sync()?;
     let mut pointer = (start << g.cluster_bits).to_be_bytes().to_vec();
-    #[allow(
-        clippy::cast_possible_truncation,
-        reason = "at most MAX_REFTABLE_BYTES"
-    )]
+    #[allow(clippy::cast_possible_truncation, reason = "at most MAX_REFTABLE_BYTES")]
     pointer.extend_from_slice(&(table_clusters as u32).to_be_bytes());
     write(&pointer, field::REFTABLE_OFFSET)?;
     sync()
@@ -96,10 +82,7 @@ pub(super) fn rebuild(
 fn old_blocks(storage: &dyn Storage, header: &Header) -> Result<Vec<(u64, HostOffset)>> {
     let g = header.geometry;
     let words = u64::from(header.reftable_clusters) << g.cluster_bits >> 3;
-    #[allow(
-        clippy::cast_possible_truncation,
-        reason = "bounded by the header's check"
-    )]
+    #[allow(clippy::cast_possible_truncation, reason = "bounded by the header's check")]
     let words = read_words(storage, header.reftable_offset, words as usize)?;
     Ok((0..)
         .zip(words)
@@ -112,9 +95,7 @@ fn old_blocks(storage: &dyn Storage, header: &Header) -> Result<Vec<(u64, HostOf
 fn keep_what_was_used(storage: &dyn Storage, header: &Header, map: &mut RefMap) -> Result<()> {
     let g = header.geometry;
     let bits = g.refblock_bits();
-    let length = storage
-        .len()
-        .map_err(|e| Error::io("cannot tell the file's length", e))?;
+    let length = storage.len().map_err(|e| Error::io("cannot tell the file's length", e))?;
     let file_clusters = length.div_ceil(g.cluster_size());
     for (index, at) in old_blocks(storage, header)? {
         if at.0 >= length || index << bits >= file_clusters {
@@ -156,10 +137,7 @@ fn write_blocks(
     let g = header.geometry;
     let bits = g.refblock_bits();
     for (home, index) in (first_block..).zip(needed) {
-        #[allow(
-            clippy::cast_possible_truncation,
-            reason = "a cluster is at most 2 MiB"
-        )]
+        #[allow(clippy::cast_possible_truncation, reason = "a cluster is at most 2 MiB")]
         let mut bytes = vec![0; g.cluster_size() as usize];
         for entry in 0..1usize << bits {
             let count = u64::from(map.get(HostCluster((index << bits) + entry as u64)));

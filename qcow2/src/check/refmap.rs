@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::types::HostCluster;
 
 /// Clusters counted together.
-const CHUNK: u64 = 4096;
+const CHUNK: usize = 4096;
 /// Most chunks: 512 MiB of memory, 8 TiB of densely used file at 64 KiB clusters.
 const MAX_CHUNKS: usize = 32 << 10;
 /// Bits of a count below the bits that tell the uses.
@@ -37,12 +37,13 @@ impl Use {
 /// Counts by host cluster.
 #[derive(Default)]
 pub(super) struct RefMap {
-    chunks: BTreeMap<u64, Box<[u32; CHUNK as usize]>>,
+    chunks: BTreeMap<u64, Box<[u32; CHUNK]>>,
 }
 
 #[allow(clippy::cast_possible_truncation, reason = "a remainder of CHUNK")]
 fn locate(cluster: HostCluster) -> (u64, usize) {
-    (cluster.0 / CHUNK, (cluster.0 % CHUNK) as usize)
+    let chunk = CHUNK as u64;
+    (cluster.0 / chunk, (cluster.0 % chunk) as usize)
 }
 
 fn is_overlap(word: u32) -> bool {
@@ -62,10 +63,7 @@ impl RefMap {
                 "the image uses more clusters than a check can count; check it with qemu-img",
             ));
         }
-        let counts = self
-            .chunks
-            .entry(chunk)
-            .or_insert_with(|| Box::new([0; CHUNK as usize]));
+        let counts = self.chunks.entry(chunk).or_insert_with(|| Box::new([0; CHUNK]));
         let word = counts[index];
         let count = (word & COUNT_MASK).saturating_add(times).min(COUNT_MASK);
         counts[index] = word & !COUNT_MASK | count | usage.bit();
@@ -85,14 +83,12 @@ impl RefMap {
     /// References to `cluster`.
     pub(super) fn get(&self, cluster: HostCluster) -> u32 {
         let (chunk, index) = locate(cluster);
-        self.chunks
-            .get(&chunk)
-            .map_or(0, |counts| counts[index] & COUNT_MASK)
+        self.chunks.get(&chunk).map_or(0, |counts| counts[index] & COUNT_MASK)
     }
 
     fn words(&self) -> impl Iterator<Item = (HostCluster, u32)> {
         self.chunks.iter().flat_map(|(chunk, counts)| {
-            (chunk * CHUNK..)
+            (chunk * CHUNK as u64..)
                 .zip(counts.iter())
                 .map(|(cluster, word)| (HostCluster(cluster), *word))
         })
@@ -107,17 +103,13 @@ impl RefMap {
 
     /// Clusters that hold metadata and something else too, in order.
     pub(super) fn overlaps(&self) -> impl Iterator<Item = HostCluster> {
-        self.words()
-            .filter(|(_, word)| is_overlap(*word))
-            .map(|(cluster, _)| cluster)
+        self.words().filter(|(_, word)| is_overlap(*word)).map(|(cluster, _)| cluster)
     }
 
     /// Whether `cluster` holds metadata and something else too.
     pub(super) fn is_overlap(&self, cluster: HostCluster) -> bool {
         let (chunk, index) = locate(cluster);
-        self.chunks
-            .get(&chunk)
-            .is_some_and(|counts| is_overlap(counts[index]))
+        self.chunks.get(&chunk).is_some_and(|counts| is_overlap(counts[index]))
     }
 
     /// One past the last cluster that is referred to.
@@ -129,7 +121,7 @@ impl RefMap {
                 counts
                     .iter()
                     .rposition(|word| word & COUNT_MASK > 0)
-                    .map(|i| chunk * CHUNK + i as u64 + 1)
+                    .map(|i| chunk * CHUNK as u64 + i as u64 + 1)
             })
             .unwrap_or(0)
     }

@@ -64,9 +64,7 @@ impl<'a> Walk<'a> {
     /// `Io`; `Unsupported` where counting would take too much memory. What is wrong with the image
     /// is in the report.
     pub(super) fn new(storage: &'a dyn Storage, header: &'a Header) -> Result<Self> {
-        let file_len = storage
-            .len()
-            .map_err(|e| Error::io("cannot tell the file's length", e))?;
+        let file_len = storage.len().map_err(|e| Error::io("cannot tell the file's length", e))?;
         let geometry = header.geometry;
         let report = CheckReport {
             total_clusters: geometry.size.div_ceil(geometry.cluster_size()),
@@ -127,10 +125,7 @@ impl<'a> Walk<'a> {
             return Ok(true);
         }
         let limit = self.geometry.align_up(self.file_len);
-        let end = start
-            .0
-            .checked_add(bytes)
-            .filter(|end| start.0 < self.file_len && *end <= limit);
+        let end = start.0.checked_add(bytes).filter(|end| start.0 < self.file_len && *end <= limit);
         let Some(end) = end else {
             let length = self.file_len;
             self.broken(|| {
@@ -210,11 +205,7 @@ impl<'a> Walk<'a> {
             ));
         }
         let uses = self.tables.entry(at.0).or_default();
-        let count = if active {
-            &mut uses.active
-        } else {
-            &mut uses.snapshots
-        };
+        let count = if active { &mut uses.active } else { &mut uses.snapshots };
         *count = count.saturating_add(1);
         Ok(())
     }
@@ -237,10 +228,7 @@ impl<'a> Walk<'a> {
             match decoded {
                 L2Entry::Unallocated => {}
                 L2Entry::Zero { host: None, .. } => self.report.zero_clusters += active,
-                L2Entry::Standard { host, .. }
-                | L2Entry::Zero {
-                    host: Some(host), ..
-                } => {
+                L2Entry::Standard { host, .. } | L2Entry::Zero { host: Some(host), .. } => {
                     if self.range(host, g.cluster_size(), times, Use::Data, "guest data")? {
                         let elsewhere = expected.is_some_and(|e| e != host);
                         self.report.allocated_clusters += active;
@@ -292,10 +280,7 @@ impl<'a> Walk<'a> {
         if self.exclusive(table, bytes, "the refcount table")? == Place::Outside {
             return Ok(());
         }
-        #[allow(
-            clippy::cast_possible_truncation,
-            reason = "bounded by the header's check"
-        )]
+        #[allow(clippy::cast_possible_truncation, reason = "bounded by the header's check")]
         let words = read_words(self.storage, table, (bytes / 8) as usize)?;
         for (index, word) in (0..).zip(words) {
             if word & REFTABLE_RESERVED_MASK != 0 {

@@ -26,10 +26,7 @@ pub(crate) enum Extension {
     /// Names for feature bits.
     FeatureNames(Vec<FeatureName>),
     /// Persistent bitmaps: directory offset and size in bytes.
-    Bitmaps {
-        directory_offset: u64,
-        directory_size: u64,
-    },
+    Bitmaps { directory_offset: u64, directory_size: u64 },
     /// Anything else: safely ignored, kept where it is.
     Unknown,
 }
@@ -49,10 +46,8 @@ pub(crate) fn parse_extensions(area: &[u8], start: usize, end: usize) -> Result<
             break;
         }
         let data_at = at + 8;
-        let Some(data) = data_at
-            .checked_add(length)
-            .filter(|e| *e <= end)
-            .map(|e| &area[data_at..e])
+        let Some(data) =
+            data_at.checked_add(length).filter(|e| *e <= end).map(|e| &area[data_at..e])
         else {
             return Err(Error::corrupt(format!(
                 "header extension {kind:#x} of {length} bytes reaches past the header area"

@@ -118,17 +118,11 @@ pub(crate) struct Header {
 }
 
 fn be32(bytes: &[u8], at: usize) -> u32 {
-    bytes
-        .get(at..at + 4)
-        .and_then(|b| b.try_into().ok())
-        .map_or(0, u32::from_be_bytes)
+    bytes.get(at..at + 4).and_then(|b| b.try_into().ok()).map_or(0, u32::from_be_bytes)
 }
 
 fn be64(bytes: &[u8], at: usize) -> u64 {
-    bytes
-        .get(at..at + 8)
-        .and_then(|b| b.try_into().ok())
-        .map_or(0, u64::from_be_bytes)
+    bytes.get(at..at + 8).and_then(|b| b.try_into().ok()).map_or(0, u64::from_be_bytes)
 }
 
 impl Header {
@@ -137,22 +131,15 @@ impl Header {
     /// # Errors
     /// `NotQcow2`, `Unsupported` (by name) or `Corrupt`.
     pub(crate) fn read(storage: &dyn Storage) -> Result<Self> {
-        let file_len = storage
-            .len()
-            .map_err(|e| Error::io("cannot tell the file's length", e))?;
+        let file_len = storage.len().map_err(|e| Error::io("cannot tell the file's length", e))?;
         let read = |length: usize, offset: u64| -> Result<Vec<u8>> {
             let mut bytes = vec![0; length];
-            storage
-                .read_at(&mut bytes, offset)
-                .map_err(|e| Error::io("cannot read header", e))?;
+            storage.read_at(&mut bytes, offset).map_err(|e| Error::io("cannot read header", e))?;
             Ok(bytes)
         };
         let fixed = read(MAX_HEADER_LENGTH, 0)?;
         if file_len < V2_LENGTH as u64 || be32(&fixed, 0) != MAGIC {
-            return Err(Error::new(
-                ErrorKind::NotQcow2,
-                "not a QCOW2 image (no QFI magic)",
-            ));
+            return Err(Error::new(ErrorKind::NotQcow2, "not a QCOW2 image (no QFI magic)"));
         }
         let version = be32(&fixed, 4);
         if version != 2 && version != 3 {
@@ -169,9 +156,7 @@ impl Header {
                 || !header_length.is_multiple_of(8)
                 || header_length > MAX_HEADER_LENGTH)
         {
-            return Err(Error::corrupt(format!(
-                "header length {header_length} is impossible"
-            )));
+            return Err(Error::corrupt(format!("header length {header_length} is impossible")));
         }
         // Fields beyond the header's own length are not present.
         let fixed = &fixed[..header_length];
@@ -227,10 +212,7 @@ impl Header {
     fn check_tables(&self, file_len: u64) -> Result<()> {
         let g = &self.geometry;
         if g.size > MAX_SIZE {
-            return Err(Error::corrupt(format!(
-                "virtual size {} is impossible",
-                g.size
-            )));
+            return Err(Error::corrupt(format!("virtual size {} is impossible", g.size)));
         }
         let l1_bytes = u64::from(self.l1_entries) * 8;
         if l1_bytes > MAX_L1_BYTES {
@@ -259,10 +241,7 @@ impl Header {
             ("L1 table", self.l1_offset, l1_bytes),
             ("refcount table", self.reftable_offset, reftable_bytes),
         ] {
-            let end = offset
-                .0
-                .checked_add(bytes)
-                .filter(|end| *end <= file_len.max(1));
+            let end = offset.0.checked_add(bytes).filter(|end| *end <= file_len.max(1));
             let inside = bytes == 0 || (offset.0 >= g.cluster_size() && end.is_some());
             if !offset.0.is_multiple_of(g.cluster_size()) || !inside {
                 return Err(Error::corrupt(format!(
@@ -296,10 +275,9 @@ fn refuse_unknown_features(incompatible: u64, extensions: &[Extension]) -> Resul
     }
     let named = |bit: u32| {
         extensions.iter().find_map(|e| match e {
-            Extension::FeatureNames(names) => names
-                .iter()
-                .find(|n| n.kind == 0 && u32::from(n.bit) == bit)
-                .map(|n| &n.name),
+            Extension::FeatureNames(names) => {
+                names.iter().find(|n| n.kind == 0 && u32::from(n.bit) == bit).map(|n| &n.name)
+            }
             _ => None,
         })
     };
@@ -317,14 +295,10 @@ fn check_features(incompatible: u64, crypt_method: u32, geometry: &Geometry) -> 
     match crypt_method {
         0 => {}
         1 => {
-            return Err(Error::unsupported(
-                "the image is encrypted (AES); decrypt it first",
-            ));
+            return Err(Error::unsupported("the image is encrypted (AES); decrypt it first"));
         }
         2 => {
-            return Err(Error::unsupported(
-                "the image is encrypted (LUKS); decrypt it first",
-            ));
+            return Err(Error::unsupported("the image is encrypted (LUKS); decrypt it first"));
         }
         n => return Err(Error::unsupported(format!("unknown encryption method {n}"))),
     }
@@ -340,9 +314,7 @@ fn check_features(incompatible: u64, crypt_method: u32, geometry: &Geometry) -> 
         )));
     }
     if geometry.extended_l2 && geometry.cluster_bits < 14 {
-        return Err(Error::corrupt(
-            "extended L2 entries need clusters of 16 KiB or more",
-        ));
+        return Err(Error::corrupt("extended L2 entries need clusters of 16 KiB or more"));
     }
     Ok(())
 }
@@ -352,9 +324,9 @@ fn compression_of(incompatible: u64, fixed: &[u8]) -> Result<Compression> {
     match (incompatible & INCOMPAT_COMPRESSION != 0, stored) {
         (false, 0) => Ok(Compression::Deflate),
         (true, 1) => Ok(Compression::Zstd),
-        (true, 0) | (false, _) => Err(Error::corrupt(
-            "compression type and its feature bit contradict each other",
-        )),
+        (true, 0) | (false, _) => {
+            Err(Error::corrupt("compression type and its feature bit contradict each other"))
+        }
         (true, n) => Err(Error::unsupported(format!("unknown compression type {n}"))),
     }
 }

@@ -73,19 +73,9 @@ pub fn create(path: &Path, options: &CreateOptions) -> Result<()> {
     let make = || -> Result<()> {
         if let Some((name, format)) = &options.backing {
             let gate = FileGate { lock: false };
-            let reference = Reference {
-                name,
-                format: Some(format.name()),
-            };
+            let reference = Reference { name, format: Some(format.name()) };
             // To find mistakes now rather than at the first read.
-            Chain::open(
-                &gate,
-                path,
-                None,
-                reference,
-                usize::MAX,
-                u64::from(options.cluster_size),
-            )?;
+            Chain::open(&gate, path, None, reference, usize::MAX, u64::from(options.cluster_size))?;
         }
         let file =
             FileStorage::create_new(path).map_err(|e| Error::io("cannot create the image", e))?;
@@ -102,10 +92,7 @@ pub fn create(path: &Path, options: &CreateOptions) -> Result<()> {
 }
 
 fn sync_directory(path: &Path) -> std::io::Result<()> {
-    let parent = path
-        .parent()
-        .filter(|p| !p.as_os_str().is_empty())
-        .unwrap_or(Path::new("."));
+    let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     File::open(parent)?.sync_all()
 }
 
@@ -154,25 +141,15 @@ pub fn create_in(storage: &dyn Storage, options: &CreateOptions) -> Result<()> {
     let header = encode_header(options, &geometry, &layout)?;
     let cluster = |number: u64| number << geometry.cluster_bits;
     let write = |bytes: &[u8], offset: u64| {
-        storage
-            .write_at(bytes, offset)
-            .map_err(|e| Error::io("cannot write the new image", e))
+        storage.write_at(bytes, offset).map_err(|e| Error::io("cannot write the new image", e))
     };
-    storage
-        .set_len(cluster(layout.end))
-        .map_err(|e| Error::io("cannot grow the new image", e))?;
+    storage.set_len(cluster(layout.end)).map_err(|e| Error::io("cannot grow the new image", e))?;
     let blocks = layout.blocks..layout.blocks + layout.block_clusters;
-    let table: Vec<u8> = blocks
-        .clone()
-        .flat_map(|b| cluster(b).to_be_bytes())
-        .collect();
+    let table: Vec<u8> = blocks.clone().flat_map(|b| cluster(b).to_be_bytes()).collect();
     write(&table, cluster(layout.reftable))?;
     let per_block = 1u64 << geometry.refblock_bits();
     for (number, block) in blocks.enumerate() {
-        #[allow(
-            clippy::cast_possible_truncation,
-            reason = "a cluster is at most 2 MiB"
-        )]
+        #[allow(clippy::cast_possible_truncation, reason = "a cluster is at most 2 MiB")]
         let mut bytes = vec![0; geometry.cluster_size() as usize];
         let first = number as u64 * per_block;
         for index in 0..per_block.min(layout.end.saturating_sub(first)) {
@@ -182,9 +159,7 @@ pub fn create_in(storage: &dyn Storage, options: &CreateOptions) -> Result<()> {
         write(&bytes, cluster(block))?;
     }
     write(&header, 0)?;
-    storage
-        .flush()
-        .map_err(|e| Error::io("cannot flush the new image", e))
+    storage.flush().map_err(|e| Error::io("cannot flush the new image", e))
 }
 
 fn geometry_of(options: &CreateOptions) -> Result<Geometry> {
@@ -241,16 +216,9 @@ fn encode_header(options: &CreateOptions, geometry: &Geometry, layout: &Layout) 
         ));
     }
     if options.backing.is_some() && name.is_empty() {
-        return Err(Error::new(
-            ErrorKind::InvalidArgument,
-            "the backing file name is empty",
-        ));
+        return Err(Error::new(ErrorKind::InvalidArgument, "the backing file name is empty"));
     }
-    let backing_offset = if name.is_empty() {
-        0
-    } else {
-        name_offset as u64
-    };
+    let backing_offset = if name.is_empty() { 0 } else { name_offset as u64 };
     let to_u32 = |value: u64| u32::try_from(value).unwrap_or(u32::MAX).to_be_bytes();
 
     let mut out = Vec::new();

@@ -5,7 +5,6 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 
 use super::Image;
 use crate::error::{Error, ErrorKind, Result};
-use crate::lock;
 use crate::meta::{Batch, Put};
 use crate::ranges::Access;
 
@@ -62,17 +61,12 @@ impl Image {
             return Ok(());
         }
         let wanted = self.durability.written.load(Ordering::Acquire);
-        let mut flushed = self
-            .durability
-            .flushed
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut flushed = self.durability.flushed.lock().unwrap_or_else(PoisonError::into_inner);
         self.durability.check_healthy()?;
         if *flushed >= wanted {
             return Ok(());
         }
-        self.flush_holding(&mut flushed)
-            .map_err(|e| e.in_file(&self.path))
+        self.flush_holding(&mut flushed).map_err(|e| e.in_file(&self.path))
     }
 
     fn flush_holding(&self, flushed: &mut u64) -> Result<()> {
@@ -96,17 +90,9 @@ impl Image {
         if !self.meta().wants_checkpoint() {
             return Ok(());
         }
-        let mut flushed = self
-            .durability
-            .flushed
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut flushed = self.durability.flushed.lock().unwrap_or_else(PoisonError::into_inner);
         self.durability.check_healthy()?;
-        if self.meta().wants_checkpoint() {
-            self.flush_holding(&mut flushed)
-        } else {
-            Ok(())
-        }
+        if self.meta().wants_checkpoint() { self.flush_holding(&mut flushed) } else { Ok(()) }
     }
 
     /// The three steps of `docs/on-disk.md`, each durable before the next begins.
@@ -132,10 +118,7 @@ impl Image {
         let write = |offset: u64, bytes: &[u8]| {
             self.storage.write_at(bytes, offset).map_err(|e| {
                 Error::io(
-                    format!(
-                        "cannot write {} bytes of metadata at {offset:#x}",
-                        bytes.len()
-                    ),
+                    format!("cannot write {} bytes of metadata at {offset:#x}", bytes.len()),
                     e,
                 )
             })
@@ -153,19 +136,12 @@ impl Image {
             }
             joined.extend_from_slice(&put.bytes);
         }
-        if joined.is_empty() {
-            Ok(())
-        } else {
-            write(start, &joined)
-        }
+        if joined.is_empty() { Ok(()) } else { write(start, &joined) }
     }
 
     fn sync(&self) -> Result<()> {
         self.storage.flush().map_err(|e| {
-            let error = Error::io(
-                "flushing the image file failed; what it holds is unknown",
-                e,
-            );
+            let error = Error::io("flushing the image file failed; what it holds is unknown", e);
             // The first failure stays; a later one adds nothing.
             let _ = self.durability.failed.set(error.to_string());
             error
@@ -182,23 +158,15 @@ impl Image {
             return Ok(());
         }
         let _everything = self.ranges.enter(0..u64::MAX, Access::Remap);
-        let result = if self.read_only {
-            Ok(())
-        } else {
-            self.settle()
-        };
+        let result = if self.read_only { Ok(()) } else { self.settle() };
         if let Some(file) = &self.file {
-            lock::unlock(file.file());
+            file.unlock();
         }
         result.map_err(|e| e.in_file(&self.path))
     }
 
     fn settle(&self) -> Result<()> {
-        let mut flushed = self
-            .durability
-            .flushed
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut flushed = self.durability.flushed.lock().unwrap_or_else(PoisonError::into_inner);
         self.durability.check_healthy()?;
         for _ in 0..CLOSING_FLUSHES {
             let clean = *flushed >= self.durability.written.load(Ordering::Acquire);

@@ -102,11 +102,7 @@ impl Image {
         segment: &Segment,
         visit: &mut dyn FnMut(Mapping) -> bool,
     ) -> Result<bool> {
-        let Segment {
-            guest,
-            length,
-            kind,
-        } = *segment;
+        let Segment { guest, length, kind } = *segment;
         match (&self.chain, kind) {
             (Some(chain), SegmentKind::Unallocated) => {
                 let mut go_on = true;
@@ -114,24 +110,14 @@ impl Image {
                     #[allow(clippy::cast_possible_truncation, reason = "the chain is bounded")]
                     let depth = extent.layer as u32 + 1;
                     let (offset, length) = (extent.guest, extent.length);
-                    go_on = visit(Mapping {
-                        offset,
-                        length,
-                        depth,
-                        kind: kind_of(extent.kind),
-                    });
+                    go_on = visit(Mapping { offset, length, depth, kind: kind_of(extent.kind) });
                     Ok(go_on)
                 })?;
                 Ok(go_on)
             }
             _ => {
                 let depth = u32::from(kind == SegmentKind::Unallocated);
-                Ok(visit(Mapping {
-                    offset: guest.0,
-                    length,
-                    depth,
-                    kind: kind_of(kind),
-                }))
+                Ok(visit(Mapping { offset: guest.0, length, depth, kind: kind_of(kind) }))
             }
         }
     }

@@ -101,10 +101,8 @@ impl Image {
     /// As [`Self::bounds`], for an operation that changes the disk.
     fn writable_bounds(&self, offset: u64, length: u64) -> Result<u64> {
         if self.read_only {
-            return Err(
-                Error::new(ErrorKind::ReadOnly, "the image is open for reading only")
-                    .in_file(&self.path),
-            );
+            return Err(Error::new(ErrorKind::ReadOnly, "the image is open for reading only")
+                .in_file(&self.path));
         }
         let end = self.bounds(offset, length)?;
         self.durability.check_healthy()?;
@@ -121,10 +119,8 @@ impl Image {
         if host.0 < self.file_len.load(Ordering::Relaxed) {
             return Ok(true);
         }
-        let length = self
-            .storage
-            .len()
-            .map_err(|e| Error::io("cannot tell the file's length", e))?;
+        let length =
+            self.storage.len().map_err(|e| Error::io("cannot tell the file's length", e))?;
         self.file_len.store(length, Ordering::Relaxed);
         Ok(host.0 < length)
     }
@@ -133,11 +129,7 @@ impl Image {
     /// damaged L2 entry may point at.
     fn check_data_range(&self, host: HostOffset, length: u64) -> Result<()> {
         let end = host.0.saturating_add(length);
-        match self
-            .reserved
-            .iter()
-            .find(|(from, to)| host.0 < *to && *from < end)
-        {
+        match self.reserved.iter().find(|(from, to)| host.0 < *to && *from < end) {
             None => Ok(()),
             Some((from, to)) => Err(Error::corrupt(format!(
                 "an L2 entry places guest data at {host}, over metadata at {from:#x} .. {to:#x}; \

@@ -13,7 +13,6 @@ use crate::compressed::ClusterReader;
 use crate::error::{Error, ErrorKind, Result};
 use crate::geometry::Geometry;
 use crate::header::{Header, INCOMPAT_CORRUPT, INCOMPAT_DIRTY, field};
-use crate::lock;
 use crate::meta::{Meta, Space, read_words};
 use crate::ranges::Ranges;
 use crate::refcount::Refcounts;
@@ -89,12 +88,7 @@ impl Image {
                 file.write_directly();
             }
             if options.lock {
-                let mode = if options.read_only {
-                    lock::Mode::Read
-                } else {
-                    lock::Mode::Write
-                };
-                lock::lock(file.file(), path, mode)?;
+                file.lock(path, !options.read_only)?;
             }
             Ok(Arc::new(file))
         };
@@ -133,10 +127,7 @@ impl Image {
         let chain = match &header.backing_name {
             None => None,
             Some(name) => {
-                let reference = Reference {
-                    name,
-                    format: header.backing_format(),
-                };
+                let reference = Reference { name, format: header.backing_format() };
                 let window = header.geometry.slice_span().clamp(WINDOW.0, WINDOW.1);
                 let top = storage.identity();
                 let depth = options.max_chain_depth;
@@ -152,16 +143,8 @@ impl Image {
             true => None,
             false => Some(open_space(&*storage, &header)?),
         };
-        let length = storage
-            .len()
-            .map_err(|e| Error::io("cannot tell the file's length", e))?;
-        let meta = Meta::new(
-            geometry,
-            l1,
-            header.l1_offset,
-            space,
-            options.metadata_cache,
-        );
+        let length = storage.len().map_err(|e| Error::io("cannot tell the file's length", e))?;
+        let meta = Meta::new(geometry, l1, header.l1_offset, space, options.metadata_cache);
         Ok(Self {
             path: PathBuf::from(path),
             storage,
@@ -243,13 +226,9 @@ fn reserved_ranges(header: &Header, geometry: &Geometry) -> Vec<(u64, u64)> {
     let cluster = geometry.cluster_size();
     let l1_bytes = u64::from(header.l1_entries) * 8;
     let table_bytes = u64::from(header.reftable_clusters) << geometry.cluster_bits;
-    [
-        (0, cluster),
-        (header.l1_offset.0, l1_bytes),
-        (header.reftable_offset.0, table_bytes),
-    ]
-    .into_iter()
-    .filter(|(_, length)| *length > 0)
-    .map(|(start, length)| (start, start + length))
-    .collect()
+    [(0, cluster), (header.l1_offset.0, l1_bytes), (header.reftable_offset.0, table_bytes)]
+        .into_iter()
+        .filter(|(_, length)| *length > 0)
+        .map(|(start, length)| (start, start + length))
+        .collect()
 }

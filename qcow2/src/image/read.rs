@@ -30,8 +30,7 @@ impl Image {
             // The segments cover the buffer exactly.
             #[allow(clippy::cast_possible_truncation, reason = "bounded by the buffer")]
             let (part, tail) = rest.split_at_mut(segment.length as usize);
-            self.read_segment(part, segment)
-                .map_err(|e| e.at_guest(segment.guest.0))?;
+            self.read_segment(part, segment).map_err(|e| e.at_guest(segment.guest.0))?;
             rest = tail;
         }
         Ok(())

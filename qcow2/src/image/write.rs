@@ -23,17 +23,9 @@ enum Old {
 #[derive(Clone, Copy)]
 enum Step {
     /// Overwrite bytes at `host`.
-    InPlace {
-        start: u64,
-        end: u64,
-        host: HostOffset,
-    },
+    InPlace { start: u64, end: u64, host: HostOffset },
     /// A zero cluster keeps its host cluster and gets content.
-    Refill {
-        start: u64,
-        end: u64,
-        host: HostOffset,
-    },
+    Refill { start: u64, end: u64, host: HostOffset },
     /// Allocate. `old` is that of the stretch's clusters.
     Allocate { start: u64, end: u64, old: Old },
 }
@@ -51,9 +43,9 @@ impl Image {
         }
         let result = match self.try_in_place(buf, offset, end) {
             Ok(true) => Ok(()),
-            Ok(false) => self
-                .write_remapping(buf, offset, end)
-                .and_then(|()| self.checkpoint_if_full()),
+            Ok(false) => {
+                self.write_remapping(buf, offset, end).and_then(|()| self.checkpoint_if_full())
+            }
             Err(error) => Err(error),
         };
         // A failed write may have changed something too.
@@ -64,16 +56,10 @@ impl Image {
     /// Writes if every byte can be overwritten where it is; `false` if not.
     fn try_in_place(&self, buf: &[u8], start: u64, end: u64) -> Result<bool> {
         let page_end = end.next_multiple_of(PAGE);
-        let _guard = self
-            .ranges
-            .enter(start / PAGE * PAGE..page_end, Access::InPlace);
+        let _guard = self.ranges.enter(start / PAGE * PAGE..page_end, Access::InPlace);
         let mut segments = Vec::new();
-        self.meta()
-            .segments(&*self.storage, start, end, &mut segments)?;
-        if !segments
-            .iter()
-            .all(|s| matches!(s.kind, SegmentKind::Data { copied: true, .. }))
-        {
+        self.meta().segments(&*self.storage, start, end, &mut segments)?;
+        if !segments.iter().all(|s| matches!(s.kind, SegmentKind::Data { copied: true, .. })) {
             return Ok(false);
         }
         for segment in &segments {
@@ -100,31 +86,17 @@ impl Image {
         let _guard = self.ranges.enter(first..last, Access::Remap);
         let mut segments = Vec::new();
         let map_end = last.min(self.geometry.size);
-        self.meta()
-            .segments(&*self.storage, first, map_end, &mut segments)?;
+        self.meta().segments(&*self.storage, first, map_end, &mut segments)?;
         for step in self.plan(&segments, start, end)? {
             match step {
-                Step::InPlace {
-                    start: from,
-                    end: to,
-                    host,
-                } => {
-                    self.put(slice(buf, start, from, to), host)
-                        .map_err(|e| e.at_guest(from))?;
+                Step::InPlace { start: from, end: to, host } => {
+                    self.put(slice(buf, start, from, to), host).map_err(|e| e.at_guest(from))?;
                 }
-                Step::Refill {
-                    start: from,
-                    end: to,
-                    host,
-                } => {
+                Step::Refill { start: from, end: to, host } => {
                     self.refill(slice(buf, start, from, to), from, to, host)
                         .map_err(|e| e.at_guest(from))?;
                 }
-                Step::Allocate {
-                    start: from,
-                    end: to,
-                    old,
-                } => {
+                Step::Allocate { start: from, end: to, old } => {
                     self.write_new(slice(buf, start, from, to), from, to, old)?;
                 }
             }
@@ -144,18 +116,10 @@ impl Image {
             let skip = from - segment.guest.0;
             match segment.kind {
                 SegmentKind::Data { host, copied: true } => {
-                    steps.push(Step::InPlace {
-                        start: from,
-                        end: to,
-                        host: host + skip,
-                    });
+                    steps.push(Step::InPlace { start: from, end: to, host: host + skip });
                 }
                 SegmentKind::ZeroAllocated { host, copied: true } => {
-                    steps.push(Step::Refill {
-                        start: from,
-                        end: to,
-                        host: host + skip,
-                    });
+                    steps.push(Step::Refill { start: from, end: to, host: host + skip });
                 }
                 kind => {
                     let old = match kind {
@@ -164,22 +128,14 @@ impl Image {
                         SegmentKind::Data { .. } | SegmentKind::Compressed(_) => Old::Content,
                     };
                     match steps.last_mut() {
-                        Some(Step::Allocate {
-                            end: last,
-                            old: before,
-                            ..
-                        }) if *last == from => {
+                        Some(Step::Allocate { end: last, old: before, .. }) if *last == from => {
                             *last = to;
                             // Only the outer clusters are ever filled up; one that needs it decides.
                             if old == Old::Content {
                                 *before = Old::Content;
                             }
                         }
-                        _ => steps.push(Step::Allocate {
-                            start: from,
-                            end: to,
-                            old,
-                        }),
+                        _ => steps.push(Step::Allocate { start: from, end: to, old }),
                     }
                 }
             }
@@ -210,12 +166,7 @@ impl Image {
         for i in 0..(last - first) >> g.cluster_bits {
             let cluster = HostOffset(home.0 + (i << g.cluster_bits));
             let guest = g.guest_cluster(GuestOffset(first)) + i;
-            meta.install(
-                &*self.storage,
-                guest,
-                L2Entry::standard(cluster),
-                Some(cluster),
-            )?;
+            meta.install(&*self.storage, guest, L2Entry::standard(cluster), Some(cluster))?;
         }
         Ok(())
     }
@@ -274,8 +225,7 @@ impl Image {
     fn map_zeroes(&self, start: u64, end: u64) -> Result<()> {
         let g = self.geometry;
         let mut segments = Vec::new();
-        self.meta()
-            .segments(&*self.storage, start, end, &mut segments)?;
+        self.meta().segments(&*self.storage, start, end, &mut segments)?;
         for segment in &segments {
             let (from, to) = (segment.guest.0, segment.end());
             let zero = match segment.kind {
@@ -349,11 +299,7 @@ impl Image {
                 .first()
                 .is_some_and(|s| matches!(s.kind, SegmentKind::Data { host: h, .. } if h == host));
             if !mapped {
-                let one = Run {
-                    start: run.start + i,
-                    count: 1,
-                    fresh: false,
-                };
+                let one = Run { start: run.start + i, count: 1, fresh: false };
                 meta.give_back(&*self.storage, one)?;
             }
         }

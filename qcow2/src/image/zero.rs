@@ -50,11 +50,7 @@ impl Image {
             return self.zero_by_writing(start, end, mode);
         }
         // The last cluster of the disk may be a part of one.
-        let whole_end = if end == self.geometry.size {
-            self.geometry.align_up(end)
-        } else {
-            end
-        };
+        let whole_end = if end == self.geometry.size { self.geometry.align_up(end) } else { end };
         let first = self.geometry.align_up(start);
         let last = self.geometry.align_down(whole_end);
         if first >= last {
@@ -62,11 +58,7 @@ impl Image {
         }
         self.zero_by_writing(start, first, mode)?;
         self.change_clusters(first, last, Target::Zero(mode))?;
-        if last < end {
-            self.zero_by_writing(last, end, mode)
-        } else {
-            Ok(())
-        }
+        if last < end { self.zero_by_writing(last, end, mode) } else { Ok(()) }
     }
 
     /// Gives up the content of a range. Clusters inside it read as zeroes afterwards; the edges
@@ -76,11 +68,7 @@ impl Image {
     /// As [`Image::write_at`].
     pub fn discard(&self, offset: u64, length: u64) -> Result<()> {
         let end = self.writable_bounds(offset, length)?;
-        let whole_end = if end == self.geometry.size {
-            self.geometry.align_up(end)
-        } else {
-            end
-        };
+        let whole_end = if end == self.geometry.size { self.geometry.align_up(end) } else { end };
         let first = self.geometry.align_up(offset);
         let last = self.geometry.align_down(whole_end);
         let target = match (&self.chain, self.geometry.version) {
@@ -121,8 +109,7 @@ impl Image {
     fn is_zero(&self, start: u64, end: u64) -> Result<bool> {
         let _guard = self.ranges.enter(start..end, Access::Read);
         let mut segments = Vec::new();
-        self.meta()
-            .segments(&*self.storage, start, end, &mut segments)?;
+        self.meta().segments(&*self.storage, start, end, &mut segments)?;
         for segment in &segments {
             let zero = match segment.kind {
                 SegmentKind::ZeroPlain | SegmentKind::ZeroAllocated { .. } => true,
@@ -137,9 +124,7 @@ impl Image {
     }
 
     fn chain_is_zero(&self, start: u64, end: u64) -> Result<bool> {
-        self.chain
-            .as_ref()
-            .map_or(Ok(true), |chain| chain.is_zero(start, end))
+        self.chain.as_ref().map_or(Ok(true), |chain| chain.is_zero(start, end))
     }
 
     /// Changes the whole clusters of `first .. last` to `target`, one L2 table's span at a time.
@@ -164,13 +149,11 @@ impl Image {
             return Ok(());
         }
         let mut segments = Vec::new();
-        self.meta()
-            .segments(&*self.storage, first, last.min(g.size), &mut segments)?;
+        self.meta().segments(&*self.storage, first, last.min(g.size), &mut segments)?;
         for segment in &segments {
             let mut at = segment.guest.0;
             while at < segment.end() {
-                self.change_cluster(at, segment, target)
-                    .map_err(|e| e.at_guest(at))?;
+                self.change_cluster(at, segment, target).map_err(|e| e.at_guest(at))?;
                 at += g.cluster_size();
             }
         }

@@ -33,15 +33,8 @@ impl Direct {
         let path = format!("/proc/self/fd/{}", file.as_raw_fd());
         #[allow(clippy::cast_possible_wrap, reason = "the flags of open(2) are an int")]
         let flags = OFlags::DIRECT.bits() as i32;
-        let file = OpenOptions::new()
-            .write(true)
-            .custom_flags(flags)
-            .open(path)
-            .ok()?;
-        Some(Self {
-            file,
-            refused: AtomicBool::new(false),
-        })
+        let file = OpenOptions::new().write(true).custom_flags(flags).open(path).ok()?;
+        Some(Self { file, refused: AtomicBool::new(false) })
     }
 
     /// The part of `buf` that can go directly, as (start, end); empty where none can.
@@ -53,11 +46,7 @@ impl Direct {
         }
         let start = (ALIGNMENT - in_page) % ALIGNMENT;
         let end = start + buf.len().saturating_sub(start) / ALIGNMENT * ALIGNMENT;
-        if end - start < MIN_LENGTH {
-            (0, 0)
-        } else {
-            (start, end)
-        }
+        if end - start < MIN_LENGTH { (0, 0) } else { (start, end) }
     }
 
     /// Writes an aligned buffer at an aligned offset; `false` where the file system refuses and
@@ -81,10 +70,7 @@ mod tests {
     #[test]
     fn only_pages_that_align_in_memory_and_on_disk_go_directly() {
         let file = tempfile::tempfile().unwrap();
-        let direct = Direct {
-            file,
-            refused: AtomicBool::new(false),
-        };
+        let direct = Direct { file, refused: AtomicBool::new(false) };
         let memory = vec![0; 1 << 20];
         let skip = memory.as_ptr().align_offset(ALIGNMENT);
         let pages = &memory[skip..skip + (512 << 10)];

@@ -44,27 +44,17 @@ pub struct FaultStorage {
 impl FaultStorage {
     /// Passes everything to `inner` until a fault is planned.
     pub fn new(inner: Arc<dyn Storage>) -> Self {
-        Self {
-            inner,
-            faults: Mutex::default(),
-            calls: AtomicU64::new(0),
-        }
+        Self { inner, faults: Mutex::default(), calls: AtomicU64::new(0) }
     }
 
     /// Plans a failure.
     pub fn plan(&self, fault: Fault) {
-        self.faults
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(fault);
+        self.faults.lock().unwrap_or_else(PoisonError::into_inner).push(fault);
     }
 
     /// Forgets every planned failure.
     pub fn heal(&self) {
-        self.faults
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clear();
+        self.faults.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
     /// Calls seen so far.
@@ -103,8 +93,7 @@ impl Storage for FaultStorage {
 
     fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
         if let Some(fault) = self.hit(Call::Write) {
-            self.inner
-                .write_at(&buf[..fault.short.min(buf.len())], offset)?;
+            self.inner.write_at(&buf[..fault.short.min(buf.len())], offset)?;
             return Err(fault.error.into());
         }
         self.inner.write_at(buf, offset)

@@ -10,6 +10,7 @@ use rustix::io::Errno;
 
 use super::direct::Direct;
 use super::{Identity, Storage};
+use crate::lock;
 
 /// Positional access to a file: through the page cache, and around it for large writes once
 /// [`FileStorage::write_directly`] was called.
@@ -35,13 +36,7 @@ impl FileStorage {
     /// # Errors
     /// Those of open(2).
     pub fn create_new(path: &Path) -> io::Result<Self> {
-        Self::from_file(
-            OpenOptions::new()
-                .read(true)
-                .write(true)
-                .create_new(true)
-                .open(path)?,
-        )
+        Self::from_file(OpenOptions::new().read(true).write(true).create_new(true).open(path)?)
     }
 
     /// Takes over an open file.
@@ -58,16 +53,8 @@ impl FileStorage {
                 "neither a regular file nor a block device",
             ));
         }
-        let identity = Identity {
-            device: meta.dev(),
-            inode: meta.ino(),
-        };
-        Ok(Self {
-            file,
-            direct: None,
-            block_device,
-            identity,
-        })
+        let identity = Identity { device: meta.dev(), inode: meta.ino() };
+        Ok(Self { file, direct: None, block_device, identity })
     }
 
     /// Lets large aligned writes bypass the page cache, where the file system can; returns whether
@@ -77,7 +64,21 @@ impl FileStorage {
         self.direct.is_some()
     }
 
-    /// The file itself, for locks and status.
+    /// Takes the locks that qemu's programs take: for writing, or for reading. `path` names the
+    /// file in messages.
+    ///
+    /// # Errors
+    /// `Locked`, with the holder where it can be told; `Io`.
+    pub fn lock(&self, path: &Path, write: bool) -> crate::Result<()> {
+        lock::lock(&self.file, path, if write { lock::Mode::Write } else { lock::Mode::Read })
+    }
+
+    /// Releases the locks.
+    pub fn unlock(&self) {
+        lock::unlock(&self.file);
+    }
+
+    /// The file itself, for status.
     pub fn file(&self) -> &File {
         &self.file
     }
@@ -166,12 +167,7 @@ impl Storage for FileStorage {
 
     fn read_ahead(&self, offset: u64, length: u64) -> io::Result<()> {
         let length = std::num::NonZeroU64::new(length);
-        Ok(rustix::fs::fadvise(
-            &self.file,
-            offset,
-            length,
-            Advice::WillNeed,
-        )?)
+        Ok(rustix::fs::fadvise(&self.file, offset, length, Advice::WillNeed)?)
     }
 
     fn grows_with_zeroes(&self) -> bool {

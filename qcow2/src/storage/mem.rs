@@ -17,37 +17,25 @@ pub struct MemStorage {
 impl MemStorage {
     /// A storage that holds `bytes`.
     pub fn new(bytes: Vec<u8>) -> Self {
-        Self {
-            bytes: RwLock::new(bytes),
-        }
+        Self { bytes: RwLock::new(bytes) }
     }
 
     /// A copy of everything stored.
     pub fn snapshot(&self) -> Vec<u8> {
-        self.bytes
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.bytes.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
 fn to_index(offset: u64) -> io::Result<usize> {
     match usize::try_from(offset) {
         Ok(index) if offset <= MAX_MEM_LEN => Ok(index),
-        _ => Err(io::Error::new(
-            io::ErrorKind::StorageFull,
-            "past the largest memory storage",
-        )),
+        _ => Err(io::Error::new(io::ErrorKind::StorageFull, "past the largest memory storage")),
     }
 }
 
 impl Storage for MemStorage {
     fn len(&self) -> io::Result<u64> {
-        Ok(self
-            .bytes
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .len() as u64)
+        Ok(self.bytes.read().unwrap_or_else(PoisonError::into_inner).len() as u64)
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
@@ -79,10 +67,7 @@ impl Storage for MemStorage {
 
     fn set_len(&self, len: u64) -> io::Result<()> {
         let len = to_index(len)?;
-        self.bytes
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .resize(len, 0);
+        self.bytes.write().unwrap_or_else(PoisonError::into_inner).resize(len, 0);
         Ok(())
     }
 

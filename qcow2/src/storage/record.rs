@@ -32,10 +32,7 @@ pub struct RecordingStorage {
 impl RecordingStorage {
     /// Starts from `bytes`, with an empty log.
     pub fn new(bytes: Vec<u8>) -> Self {
-        Self {
-            inner: MemStorage::new(bytes),
-            log: Arc::default(),
-        }
+        Self { inner: MemStorage::new(bytes), log: Arc::default() }
     }
 
     /// The log, shared: it can be read while the storage is in use.
@@ -44,10 +41,7 @@ impl RecordingStorage {
     }
 
     fn record(&self, event: Event) {
-        self.log
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(event);
+        self.log.lock().unwrap_or_else(PoisonError::into_inner).push(event);
     }
 }
 
@@ -61,10 +55,7 @@ impl Storage for RecordingStorage {
     }
 
     fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
-        self.record(Event::Write {
-            offset,
-            data: buf.to_vec(),
-        });
+        self.record(Event::Write { offset, data: buf.to_vec() });
         self.inner.write_at(buf, offset)
     }
 

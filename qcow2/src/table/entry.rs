@@ -32,10 +32,7 @@ pub(crate) enum L2Entry {
     /// Nothing here: the backing file decides.
     Unallocated,
     /// Reads as zeroes; `host` is a preallocation, kept or not.
-    Zero {
-        host: Option<HostOffset>,
-        copied: bool,
-    },
+    Zero { host: Option<HostOffset>, copied: bool },
     /// Guest bytes at `host`.
     Standard { host: HostOffset, copied: bool },
     /// Compressed guest bytes.
@@ -53,10 +50,7 @@ impl L2Entry {
             let host = word & ((1 << offset_bits) - 1) & ((1 << 56) - 1);
             let sectors = ((word & !(COPIED | COMPRESSED)) >> offset_bits) + 1;
             let length = sectors * SECTOR - (host % SECTOR);
-            return Ok(Self::Compressed(CompressedRef {
-                host: HostOffset(host),
-                length,
-            }));
+            return Ok(Self::Compressed(CompressedRef { host: HostOffset(host), length }));
         }
         let host = word & OFFSET_MASK;
         if !host.is_multiple_of(geometry.cluster_size()) || word & RESERVED_MASK != 0 {
@@ -74,15 +68,9 @@ impl L2Entry {
         }
         Ok(match (zero, host) {
             (true, 0) => Self::Zero { host: None, copied },
-            (true, host) => Self::Zero {
-                host: Some(HostOffset(host)),
-                copied,
-            },
+            (true, host) => Self::Zero { host: Some(HostOffset(host)), copied },
             (false, 0) => Self::Unallocated,
-            (false, host) => Self::Standard {
-                host: HostOffset(host),
-                copied,
-            },
+            (false, host) => Self::Standard { host: HostOffset(host), copied },
         })
     }
 
@@ -166,10 +154,7 @@ mod tests {
 
     #[test]
     fn zero_flag_in_version_2_is_corrupt() {
-        let v2 = Geometry {
-            version: 2,
-            ..geometry()
-        };
+        let v2 = Geometry { version: 2, ..geometry() };
         assert!(L2Entry::decode(1, &v2).is_err());
         assert!(L2Entry::decode(1, &geometry()).is_ok());
     }

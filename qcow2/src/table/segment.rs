@@ -38,26 +38,10 @@ impl Segment {
         use SegmentKind::{Data, Unallocated, ZeroAllocated, ZeroPlain};
         match (self.kind, next.kind) {
             (Unallocated, Unallocated) | (ZeroPlain, ZeroPlain) => true,
-            (
-                Data {
-                    host: a,
-                    copied: ca,
-                },
-                Data {
-                    host: b,
-                    copied: cb,
-                },
-            )
-            | (
-                ZeroAllocated {
-                    host: a,
-                    copied: ca,
-                },
-                ZeroAllocated {
-                    host: b,
-                    copied: cb,
-                },
-            ) => a + self.length == b && ca == cb,
+            (Data { host: a, copied: ca }, Data { host: b, copied: cb })
+            | (ZeroAllocated { host: a, copied: ca }, ZeroAllocated { host: b, copied: cb }) => {
+                a + self.length == b && ca == cb
+            }
             _ => false,
         }
     }
@@ -88,24 +72,14 @@ pub(crate) fn map_slice(
 ) -> Result<()> {
     let Some(words) = words else {
         let guest = GuestOffset(start);
-        push(
-            out,
-            Segment {
-                guest,
-                length: end - start,
-                kind: SegmentKind::Unallocated,
-            },
-        );
+        push(out, Segment { guest, length: end - start, kind: SegmentKind::Unallocated });
         return Ok(());
     };
     let mask = (1u64 << geometry.slice_bits()) - 1;
     let mut at = start;
     while at < end {
         let cluster = at >> geometry.cluster_bits;
-        #[allow(
-            clippy::cast_possible_truncation,
-            reason = "masked to a slice's entries"
-        )]
+        #[allow(clippy::cast_possible_truncation, reason = "masked to a slice's entries")]
         let index = (cluster & mask) as usize * geometry.words_per_entry();
         let cluster_end = ((cluster + 1) << geometry.cluster_bits).min(end);
         let entry = L2Entry::decode(words[index], geometry).map_err(|e| e.at_guest(at))?;
@@ -128,27 +102,13 @@ fn push_entry(geometry: &Geometry, entry: L2Entry, at: u64, end: u64, out: &mut 
     let kind = match entry {
         L2Entry::Unallocated => SegmentKind::Unallocated,
         L2Entry::Zero { host: None, .. } => SegmentKind::ZeroPlain,
-        L2Entry::Zero {
-            host: Some(host),
-            copied,
-        } => SegmentKind::ZeroAllocated {
-            host: host + inside,
-            copied,
-        },
-        L2Entry::Standard { host, copied } => SegmentKind::Data {
-            host: host + inside,
-            copied,
-        },
+        L2Entry::Zero { host: Some(host), copied } => {
+            SegmentKind::ZeroAllocated { host: host + inside, copied }
+        }
+        L2Entry::Standard { host, copied } => SegmentKind::Data { host: host + inside, copied },
         L2Entry::Compressed(c) => SegmentKind::Compressed(c),
     };
-    push(
-        out,
-        Segment {
-            guest: GuestOffset(at),
-            length: end - at,
-            kind,
-        },
-    );
+    push(out, Segment { guest: GuestOffset(at), length: end - at, kind });
 }
 
 fn push_subclusters(
@@ -168,10 +128,9 @@ fn push_subclusters(
         let unit_end = (((at >> unit_bits) + 1) << unit_bits).min(end);
         let (allocated, zero) = subcluster(bitmap, index).map_err(|e| e.at_guest(at))?;
         let kind = match (allocated, zero, entry) {
-            (true, _, L2Entry::Standard { host, copied }) => SegmentKind::Data {
-                host: host + inside,
-                copied,
-            },
+            (true, _, L2Entry::Standard { host, copied }) => {
+                SegmentKind::Data { host: host + inside, copied }
+            }
             (true, ..) => {
                 return Err(crate::Error::corrupt(
                     "a subcluster is allocated but its cluster has no host offset; \
@@ -179,21 +138,13 @@ fn push_subclusters(
                 )
                 .at_guest(at));
             }
-            (false, true, L2Entry::Standard { host, copied }) => SegmentKind::ZeroAllocated {
-                host: host + inside,
-                copied,
-            },
+            (false, true, L2Entry::Standard { host, copied }) => {
+                SegmentKind::ZeroAllocated { host: host + inside, copied }
+            }
             (false, true, _) => SegmentKind::ZeroPlain,
             (false, false, _) => SegmentKind::Unallocated,
         };
-        push(
-            out,
-            Segment {
-                guest: GuestOffset(at),
-                length: unit_end - at,
-                kind,
-            },
-        );
+        push(out, Segment { guest: GuestOffset(at), length: unit_end - at, kind });
         at = unit_end;
     }
     Ok(())
@@ -220,16 +171,10 @@ mod tests {
         let mut out = Vec::new();
         map_slice(&geometry, Some(&words), 512, 0x60000, &mut out).unwrap();
         let kinds: Vec<_> = out.iter().map(|s| (s.guest.0, s.length)).collect();
-        assert_eq!(
-            kinds,
-            [(512, 0x40000 - 512), (0x40000, 0x10000), (0x50000, 0x10000)]
-        );
+        assert_eq!(kinds, [(512, 0x40000 - 512), (0x40000, 0x10000), (0x50000, 0x10000)]);
         assert_eq!(
             out[0].kind,
-            SegmentKind::Data {
-                host: HostOffset(0x50000 + 512),
-                copied: true
-            }
+            SegmentKind::Data { host: HostOffset(0x50000 + 512), copied: true }
         );
     }
 }

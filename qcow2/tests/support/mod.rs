@@ -36,20 +36,14 @@ pub fn qemu_img(arguments: &[&str]) -> String {
     let output = run("qemu-img", arguments);
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(
-        output.status.success(),
-        "qemu-img {arguments:?}: {text}{errors}"
-    );
+    assert!(output.status.success(), "qemu-img {arguments:?}: {text}{errors}");
     text
 }
 
 /// Whether a program is missing; says so loudly, and fails where nothing may be missing.
 pub fn missing(program: &str) -> bool {
     let missing = Command::new(program).arg("--version").output().is_err();
-    assert!(
-        !missing || std::env::var_os("CI").is_none(),
-        "{program} is missing"
-    );
+    assert!(!missing || std::env::var_os("CI").is_none(), "{program} is missing");
     if missing {
         println!("SKIPPED: {program} is missing (package qemu-utils)");
     }

@@ -1,0 +1,312 @@
+//! Every crash point: whatever of the writes since the last flush reached the disk, the image opens,
+//! its metadata is sound, and what was flushed is there.
+#![cfg(feature = "test-util")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    clippy::print_stdout,
+    clippy::too_many_arguments,
+    unreachable_pub,
+    dead_code,
+    missing_docs
+)]
+
+#[path = "support/replay.rs"]
+mod replay;
+mod support;
+
+use std::sync::Arc;
+
+use qcow2::storage::Storage;
+use qcow2::{CreateOptions, Image, Repair, ZeroMode, check_storage};
+use replay::{
+    Change, Flushed, History, MemGate, crashed, events, every_crash, open, prepared, recording,
+    survives, tick, whole,
+};
+use support::Random;
+
+struct Plan {
+    cluster_size: u32,
+    refcount_bits: u32,
+    size: u64,
+    layers: u32,
+    operations: usize,
+    longest: u64,
+    /// Every how many events a crash is tried.
+    step: usize,
+    seed: u64,
+}
+
+/// Random work on a recorded disk; every operation must succeed.
+fn work(image: &Image, random: &mut Random, plan: &Plan, now: impl Fn() -> usize) -> History {
+    let mut history = History::default();
+    let size = image.size();
+    for _ in 0..plan.operations {
+        let offset = random.below(size);
+        let length = (1 + random.below(plan.longest)).min(size - offset);
+        let begun = now();
+        let kind = random.below(12);
+        let filled = |byte: u8| vec![byte; length as usize];
+        let (offset, bytes) = match kind {
+            0..=5 => {
+                let bytes = filled(1 + random.below(255) as u8);
+                image.write_at(&bytes, offset).unwrap();
+                (offset, bytes)
+            }
+            6 => {
+                image.write_zeroes(offset, length, ZeroMode::Unmap).unwrap();
+                (offset, filled(0))
+            }
+            7 => {
+                image.write_zeroes(offset, length, ZeroMode::KeepAllocated).unwrap();
+                (offset, filled(0))
+            }
+            8 | 9 => {
+                image.discard(offset, length).unwrap();
+                let mut bytes = filled(0xee);
+                image.read_at(&mut bytes, offset).unwrap();
+                (offset, bytes)
+            }
+            _ => {
+                let begun = tick();
+                image.flush().unwrap();
+                history.flushes.push(Flushed { begun, done: now() });
+                continue;
+            }
+        };
+        history.changes.push(Change { offset, bytes, begun, done: Some(tick()) });
+    }
+    let begun = tick();
+    image.close().unwrap();
+    history.flushes.push(Flushed { begun, done: now() });
+    history
+}
+
+fn try_crashes(plan: &Plan) {
+    let mut options = CreateOptions::new(plan.size).cluster_size(plan.cluster_size);
+    options.refcount_bits = plan.refcount_bits;
+    let (start, gate, content) = prepared(&options, plan.layers, plan.seed);
+    let (storage, log) = recording(&start);
+    let image = open(Arc::clone(&storage) as _, &gate).unwrap();
+    let mut random = Random::new(plan.seed ^ 0x5eed);
+    let history = work(&image, &mut random, plan, || events(&log));
+    let log = log.lock().unwrap();
+    every_crash(&start, &content, &gate, &log, &history, plan.step, 3, plan.seed);
+}
+
+#[test]
+fn every_crash_of_an_image_with_the_smallest_clusters_is_survived() {
+    for seed in 1..=6 {
+        try_crashes(&Plan {
+            cluster_size: 512,
+            refcount_bits: 16,
+            size: 128 << 10,
+            layers: 1,
+            operations: 60,
+            longest: 9000,
+            step: 1,
+            seed,
+        });
+    }
+}
+
+#[test]
+fn every_crash_of_an_overlay_of_three_is_survived() {
+    for seed in 11..=16 {
+        try_crashes(&Plan {
+            cluster_size: [512, 1024, 4096][seed as usize % 3],
+            refcount_bits: [1, 8, 64][seed as usize % 3],
+            size: 150_016,
+            layers: 3,
+            operations: 50,
+            longest: 12_000,
+            step: 1,
+            seed,
+        });
+    }
+}
+
+#[test]
+fn a_crash_while_the_refcount_table_moves_is_survived() {
+    // 512-byte clusters with 64-bit refcounts: a table of one cluster counts 2 MiB of file.
+    for seed in 21..=22 {
+        try_crashes(&Plan {
+            cluster_size: 512,
+            refcount_bits: 64,
+            size: 5 << 20,
+            layers: 1,
+            operations: 50,
+            longest: 400_000,
+            step: 23,
+            seed,
+        });
+    }
+}
+
+#[test]
+fn a_crash_under_several_writers_keeps_what_any_of_them_saw_flushed() {
+    const WRITERS: u64 = 4;
+    for seed in 31..=33 {
+        let options = CreateOptions::new(256 << 10).cluster_size(1024);
+        let (start, gate, content) = prepared(&options, 2, seed);
+        let (storage, log) = recording(&start);
+        let image = open(Arc::clone(&storage) as _, &gate).unwrap();
+        let region = image.size() / WRITERS;
+        let histories: Vec<History> = std::thread::scope(|scope| {
+            let writer = |number: u64| {
+                let (image, log) = (&image, &log);
+                move || {
+                    let mut random = Random::new(seed * 100 + number);
+                    let mut history = History::default();
+                    for _ in 0..25 {
+                        let begun = events(log);
+                        if random.below(6) == 0 {
+                            let begun = tick();
+                            image.flush().unwrap();
+                            let done = events(log);
+                            history.flushes.push(Flushed { begun, done });
+                            continue;
+                        }
+                        // Regions meet inside clusters of neighbours.
+                        let offset = random.below(region - 300);
+                        let length = (1 + random.below(5000)).min(region - offset);
+                        let bytes = vec![1 + random.below(255) as u8; length as usize];
+                        let offset = number * region + offset;
+                        image.write_at(&bytes, offset).unwrap();
+                        let done = Some(tick());
+                        history.changes.push(Change { offset, bytes, begun, done });
+                    }
+                    history
+                }
+            };
+            let threads: Vec<_> = (0..WRITERS).map(|n| scope.spawn(writer(n))).collect();
+            threads.into_iter().map(|t| t.join().unwrap()).collect()
+        });
+        let begun = tick();
+        image.close().unwrap();
+        let mut all = History::default();
+        for history in histories {
+            all.changes.extend(history.changes);
+            all.flushes.extend(history.flushes);
+        }
+        // Another thread's later beginning is no later writing: regions are apart.
+        all.flushes.sort_by_key(|flush| flush.begun);
+        let done = events(&log);
+        all.flushes.push(Flushed { begun, done });
+        let log = log.lock().unwrap();
+        every_crash(&start, &content, &gate, &log, &all, 1, 2, seed);
+    }
+}
+
+#[test]
+fn every_crash_of_a_repair_leaves_the_disk_as_it_was() {
+    let options = CreateOptions::new(128 << 10).cluster_size(512);
+    let (good, gate, content) = prepared(&options, 2, 41);
+    let be64 = |at: usize| u64::from_be_bytes(good[at..at + 8].try_into().unwrap()) as usize;
+    let table = be64(48);
+    let block = be64(table);
+    let l1 = (be64(40)..).step_by(8).find(|at| be64(*at) != 0).unwrap();
+    let first_table = be64(l1) & 0x00ff_ffff_ffff_fe00;
+    type Damage = Box<dyn Fn(&mut Vec<u8>)>;
+    let damages: [(&str, Repair, Damage); 4] = [
+        (
+            "leak",
+            Repair::Leaks,
+            Box::new(move |b| {
+                b[block + 500..block + 512].fill(1);
+                let length = b.len().max(256 * 512);
+                b.resize(length, 0);
+            }),
+        ),
+        ("no refcounts", Repair::All, Box::new(move |b| b[table..table + 64].fill(0))),
+        ("wrong refcounts", Repair::All, Box::new(move |b| b[block..block + 300].fill(2))),
+        (
+            "lost flags",
+            Repair::All,
+            Box::new(move |b| {
+                b[l1] &= 0x7f;
+                b[first_table] &= 0x7f;
+            }),
+        ),
+    ];
+    for (name, repair, damage) in damages {
+        let mut start = good.clone();
+        damage(&mut start);
+        let (storage, log) = recording(&start);
+        let report = check_storage(&*storage, repair).unwrap();
+        assert!(report.is_clean(), "{name}: {:?}", report.findings);
+        let log = log.lock().unwrap();
+        assert!(!log.is_empty(), "{name}");
+        let mut random = Random::new(5);
+        for cut in 0..=log.len() {
+            for _ in 0..6 {
+                let bytes = crashed(&start, &log, cut, || random.below(2) > 0);
+                let image = open(Arc::new(qcow2::storage::MemStorage::new(bytes.clone())), &gate);
+                assert!(whole(&image.unwrap()) == content, "{name}, cut {cut}");
+                // A second run finishes the work.
+                let again = Arc::new(qcow2::storage::MemStorage::new(bytes));
+                assert!(check_storage(&*again, repair).unwrap().is_clean(), "{name}, cut {cut}");
+                let same = |got: &[u8]| match got == content {
+                    true => Ok(()),
+                    false => Err("the content changed".to_owned()),
+                };
+                survives(again.snapshot(), &gate, same).unwrap();
+            }
+        }
+    }
+}
+
+#[test]
+fn every_crash_of_the_rebuild_that_opening_a_dirty_image_makes_leaves_it_dirty_or_right() {
+    let options = CreateOptions::new(128 << 10).cluster_size(512);
+    let (mut start, gate, content) = prepared(&options, 1, 51);
+    let table = u64::from_be_bytes(start[48..56].try_into().unwrap()) as usize;
+    let block = u64::from_be_bytes(start[table..table + 8].try_into().unwrap()) as usize;
+    start[79] |= 1;
+    start[block + 20..block + 200].fill(0);
+    let (storage, log) = recording(&start);
+    drop(open(Arc::clone(&storage) as _, &gate).unwrap());
+    assert_eq!(storage.len().unwrap() % 512, 0);
+    let log = log.lock().unwrap();
+    let mut random = Random::new(6);
+    for cut in 0..=log.len() {
+        for _ in 0..6 {
+            let bytes = crashed(&start, &log, cut, || random.below(2) > 0);
+            let storage = Arc::new(qcow2::storage::MemStorage::new(bytes));
+            let image = open(Arc::clone(&storage) as _, &gate).unwrap();
+            assert!(whole(&image) == content, "cut {cut}");
+            image.write_at(&[1; 5000], 60_000).unwrap();
+            image.close().unwrap();
+            let report = check_storage(&*storage, Repair::None).unwrap();
+            assert_eq!(report.corruptions, 0, "cut {cut}: {:?}", report.findings);
+            let image = open(Arc::clone(&storage) as _, &gate).unwrap();
+            let mut wanted = content.clone();
+            wanted[60_000..65_000].fill(1);
+            assert!(whole(&image) == wanted, "cut {cut}");
+        }
+    }
+}
+
+/// The model itself: it must tell what is lost from what is there.
+#[test]
+fn the_model_of_a_crash_refuses_lost_and_invented_bytes() {
+    let change =
+        |bytes: &[u8], begun, done| Change { offset: 1, bytes: bytes.to_vec(), begun, done };
+    let history = History {
+        changes: vec![
+            change(&[5, 5], 0, Some(10)),
+            change(&[6], 4, Some(12)),
+            change(&[7], 6, None),
+        ],
+        flushes: vec![Flushed { begun: 11, done: 4 }],
+    };
+    let start = [0; 4];
+    let allows = |cut, got: [u8; 4]| history.allows(&start, cut, &got).is_ok();
+    assert!(allows(2, [0, 0, 5, 0]), "torn, not flushed");
+    assert!(!allows(4, [0, 0, 5, 0]), "lost after the flush");
+    assert!(allows(5, [0, 6, 5, 0]) && allows(5, [0, 5, 5, 0]));
+    assert!(!allows(5, [0, 7, 5, 0]), "not begun yet");
+    assert!(allows(9, [0, 7, 5, 0]));
+    assert!(!allows(9, [1, 5, 5, 0]), "nobody wrote it");
+    let _ = MemGate::default();
+}

@@ -1,0 +1,46 @@
+//! The commands of `sendense-hub`.
+
+mod export;
+mod image;
+mod output;
+mod status;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Exit code of a command that failed.
+const FAILURE: u8 = 1;
+
+/// An in-process NBD server and backup hub that writes QCOW2 chains.
+#[derive(Debug, Parser)]
+#[command(name = "sendense-hub", version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve images over NBD until a signal ends it
+    Export(Box<export::ExportArguments>),
+    /// Work on image files: create, info, check, map, compare
+    #[command(subcommand)]
+    Image(image::ImageCommand),
+    /// Show what a running server does
+    Status(status::StatusArguments),
+}
+
+/// Runs the command line of this process.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let result = match cli.command {
+        Command::Export(arguments) => export::run(*arguments),
+        Command::Image(command) => image::run(command),
+        Command::Status(arguments) => status::run(&arguments),
+    };
+    result.unwrap_or_else(|message| {
+        output::error(&message);
+        ExitCode::from(FAILURE)
+    })
+}

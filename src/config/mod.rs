@@ -1,0 +1,3 @@
+//! Configuration that is read from files.
+
+pub mod dropins;

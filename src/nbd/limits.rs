@@ -1,0 +1,116 @@
+//! Every bound of the NBD server, with its default.
+
+use std::time::Duration;
+
+/// Length of one piece in which payloads move between socket and disk, in bytes.
+pub const PIECE: usize = 1 << 20;
+/// Alignment of payload buffers and pieces, in bytes: what direct disk I/O needs.
+pub const ALIGNMENT: usize = 4096;
+/// Longest payload that is handled on the connection's own thread, in bytes.
+pub const INLINE_PAYLOAD: usize = 64 << 10;
+
+/// Bounds of the server; all can be configured.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// Time for the whole negotiation, from the accepted connection on.
+    pub handshake: Duration,
+    /// Negotiations in progress for one source address; the oldest gives way to a new one.
+    pub handshakes_per_source: usize,
+    /// Negotiations in progress in all; the oldest gives way to a new one.
+    pub handshakes: usize,
+    /// Connections of one export, unless the export says otherwise.
+    pub connections_per_export: usize,
+    /// Connections in the transmission phase in all.
+    pub connections: usize,
+    /// Requests of one connection that are being worked on.
+    pub requests_per_connection: usize,
+    /// Longest payload of one read or write, in bytes; advertised.
+    pub max_payload: u32,
+    /// Bytes of payload in memory in the whole process.
+    pub buffered: usize,
+    /// Bytes of payload in memory for the reads of one connection. A longer request is taken alone.
+    pub buffered_per_connection: usize,
+    /// Time without a byte after which a peer in the middle of a request, or one that does not take
+    /// its replies, is dropped. A connection between requests is never dropped.
+    pub stall: Duration,
+    /// The same while others wait for the memory that the unsent replies hold.
+    pub stall_under_pressure: Duration,
+    /// Time during which requests are answered with `NBD_ESHUTDOWN` before connections are closed.
+    pub shutdown_notice: Duration,
+    /// Time for the whole shutdown: requests finish, images flush and close.
+    pub shutdown: Duration,
+    /// Threads that move pieces between memory and disk.
+    pub workers: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            handshake: Duration::from_secs(10),
+            handshakes_per_source: 256,
+            handshakes: 4096,
+            connections_per_export: 64,
+            connections: 2048,
+            requests_per_connection: 256,
+            max_payload: 64 << 20,
+            buffered: 256 << 20,
+            buffered_per_connection: 32 << 20,
+            stall: Duration::from_secs(120),
+            stall_under_pressure: Duration::from_secs(5),
+            shutdown_notice: Duration::from_millis(200),
+            shutdown: Duration::from_secs(30),
+            workers: 16,
+        }
+    }
+}
+
+impl Limits {
+    /// The part of the memory that only writes may use, so that peers which do not take their
+    /// replies cannot stop others from writing.
+    pub fn buffered_writes(&self) -> usize {
+        self.buffered / 4
+    }
+
+    /// The part of the memory for reads.
+    pub fn buffered_reads(&self) -> usize {
+        self.buffered - self.buffered_writes()
+    }
+
+    /// Checks that the bounds can work together.
+    ///
+    /// # Errors
+    /// A sentence that names the bounds.
+    pub fn validate(&self) -> Result<(), String> {
+        if (self.max_payload as usize) < PIECE || !self.max_payload.is_power_of_two() {
+            return Err(format!("the longest payload must be a power of two of {PIECE} or more"));
+        }
+        // A read that must be answered in one piece has to fit, alignment included.
+        let needed = (self.max_payload as usize + 2 * PIECE) * 4 / 3 + 4 * PIECE;
+        if self.buffered < needed {
+            return Err(format!(
+                "{} bytes of buffers are too few for payloads of {} bytes; at least {needed}",
+                self.buffered, self.max_payload
+            ));
+        }
+        if self.workers == 0 || self.requests_per_connection == 0 {
+            return Err("at least one worker and one request in flight are needed".into());
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_work_together() {
+        Limits::default().validate().unwrap();
+    }
+
+    #[test]
+    fn too_little_memory_for_the_longest_payload_is_refused() {
+        let limits = Limits { buffered: 64 << 20, ..Limits::default() };
+        assert!(limits.validate().is_err());
+    }
+}

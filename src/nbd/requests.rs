@@ -1,0 +1,453 @@
+//! Carrying out valid requests.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use nbd_proto::server::{Command, ExtentList, Request, StatusFilter};
+use nbd_proto::{ALLOCATION_DEPTH, Errno, ExtentState, Mode};
+
+use super::buffers::Piece;
+use super::limits::{INLINE_PAYLOAD, PIECE};
+use super::send_queue::{Message, WindowShare};
+use super::session::{ActiveGuard, End, Session, Shared};
+use super::stats::Kind;
+use crate::block::{BlockError, BlockErrorKind, BlockResult, Extent, ZeroOptions};
+
+/// Shortest run of zeroes that a large structured read sends as a hole, in bytes.
+const MIN_HOLE: u64 = 64 << 10;
+
+/// The error number for a failed device call.
+fn errno(kind: BlockErrorKind) -> Errno {
+    match kind {
+        BlockErrorKind::ReadOnly => Errno::Perm,
+        BlockErrorKind::OutOfBounds => Errno::Inval,
+        BlockErrorKind::NoSpace => Errno::NoSpc,
+        BlockErrorKind::Unsupported => Errno::NotSup,
+        BlockErrorKind::Closing => Errno::Shutdown,
+        BlockErrorKind::Io => Errno::Io,
+    }
+}
+
+/// The ends of the pieces of `start .. end`: piece boundaries are the same for all requests, so that
+/// pieces cover whole clusters but for a request's own edges.
+fn pieces(start: u64, end: u64) -> impl Iterator<Item = (u64, u64)> {
+    const STEP: u64 = PIECE as u64;
+    let next = move |at: u64| ((at / STEP + 1) * STEP).min(end);
+    std::iter::successors(Some((start, next(start))), move |(_, to)| {
+        (*to < end).then(|| (*to, next(*to)))
+    })
+}
+
+#[allow(clippy::cast_possible_truncation, reason = "at most a piece")]
+fn length((from, to): (u64, u64)) -> usize {
+    (to - from) as usize
+}
+
+impl Shared {
+    fn record(&self, kind: Kind, bytes: u64, ok: bool, since: Instant) {
+        let took = since.elapsed();
+        self.stats.record(kind, bytes, ok, took);
+        self.export.stats.record(kind, bytes, ok, took);
+    }
+
+    /// Appends the reply to a request without a payload, and counts it.
+    fn reply(
+        &self,
+        out: &mut Vec<u8>,
+        request: &Request,
+        kind: Kind,
+        result: BlockResult<()>,
+        since: Instant,
+    ) {
+        self.record(kind, request.length, result.is_ok(), since);
+        let id = (request.cookie, request.offset);
+        match result {
+            Ok(()) => self.encoder.done(out, id),
+            Err(error) => self.error(out, id, &error),
+        }
+    }
+
+    fn error(&self, out: &mut Vec<u8>, request: (u64, u64), error: &BlockError) {
+        let export = &self.export.name;
+        match error.kind {
+            BlockErrorKind::Io | BlockErrorKind::NoSpace => {
+                tracing::warn!(%export, %error, "a request failed");
+            }
+            _ => tracing::debug!(%export, %error, "a request failed"),
+        }
+        self.encoder.error(out, request, errno(error.kind), &error.message, error.offset);
+    }
+
+    fn flush_if(&self, fua: bool, result: BlockResult<()>) -> BlockResult<()> {
+        result.and_then(|()| if fua { self.export.device.flush() } else { Ok(()) })
+    }
+}
+
+/// A large request whose pieces are under way.
+struct Large {
+    shared: Arc<Shared>,
+    request: Request,
+    since: Instant,
+    left: AtomicUsize,
+    failure: Mutex<Option<BlockError>>,
+    /// Pieces of a read that must be answered in one chunk, by number.
+    parts: Mutex<Vec<Option<Piece>>>,
+    _active: ActiveGuard,
+}
+
+impl Large {
+    fn new(shared: &Arc<Shared>, request: &Request, count: usize) -> Arc<Self> {
+        Arc::new(Self {
+            shared: Arc::clone(shared),
+            request: request.clone(),
+            since: Instant::now(),
+            left: AtomicUsize::new(count),
+            failure: Mutex::new(None),
+            parts: Mutex::new(Vec::new()),
+            _active: shared.active.enter(),
+        })
+    }
+
+    /// Keeps the first failure (by offset, where known).
+    fn fail(&self, error: BlockError) {
+        let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
+        let earlier = failure.as_ref().is_none_or(|f| error.offset < f.offset);
+        if earlier {
+            *failure = Some(error);
+        }
+    }
+
+    fn failure(&self) -> Option<BlockError> {
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// Counts `count` pieces as done; whether they were the last.
+    fn finish(&self, count: usize) -> bool {
+        self.left.fetch_sub(count, Ordering::AcqRel) == count
+    }
+
+    fn id(&self) -> (u64, u64) {
+        (self.request.cookie, self.request.offset)
+    }
+}
+
+impl Session {
+    pub(super) fn write_inline(&mut self, request: &Request, fua: bool) -> Result<(), End> {
+        let since = Instant::now();
+        #[allow(clippy::cast_possible_truncation, reason = "at most INLINE_PAYLOAD")]
+        let length = request.length as usize;
+        self.fill(length)?;
+        let shared = Arc::clone(&self.shared);
+        let written = shared.export.device.write(self.buffered(length), request.offset);
+        self.consume(length);
+        let result = shared.flush_if(fua, written);
+        shared.reply(&mut self.batch, request, Kind::Write, result, since);
+        Ok(())
+    }
+
+    /// Receives a large payload piece by piece; each is on its way to the disk while the next comes.
+    pub(super) fn write_pieces(&mut self, request: &Request, fua: bool) -> Result<(), End> {
+        self.flush_batch();
+        self.exact_headers = true;
+        let end = request.offset + request.length;
+        // One more than the pieces, so that no piece is the last before all are received.
+        let count = pieces(request.offset, end).count() + 1;
+        let large = Large::new(&self.shared, request, count);
+        let server = Arc::clone(&self.shared.server);
+        for (done, range) in pieces(request.offset, end).enumerate() {
+            let share = Arc::new(server.write_memory.take(length(range)));
+            let mut piece = server.pool.piece(range.0, length(range), share);
+            if let Err(end) = self.receive_into(piece.bytes_mut()) {
+                // What came is written, but this write must never be answered as done.
+                large.fail(BlockError::new(BlockErrorKind::Io, "the payload ended early"));
+                large.finish(count - done);
+                return Err(end);
+            }
+            let large = Arc::clone(&large);
+            server.workers.submit(move || {
+                let device = &large.shared.export.device;
+                if let Err(error) = device.write(piece.bytes(), range.0) {
+                    large.fail(error);
+                }
+                drop(piece);
+                complete_write(&large, fua);
+            });
+        }
+        complete_write(&large, fua);
+        Ok(())
+    }
+
+    pub(super) fn read_inline(&mut self, request: &Request) -> Result<(), End> {
+        let since = Instant::now();
+        let shared = Arc::clone(&self.shared);
+        let id = (request.cookie, request.offset);
+        if request.length == 0 {
+            shared.reply(&mut self.batch, request, Kind::Read, Ok(()), since);
+            return Ok(());
+        }
+        #[allow(clippy::cast_possible_truncation, reason = "at most INLINE_PAYLOAD")]
+        let length = request.length as usize;
+        let before = self.batch.len();
+        shared.encoder.data(&mut self.batch, id, request.offset, length, true);
+        let data = self.batch.len();
+        self.batch.resize(data + length, 0);
+        let result = shared.export.device.read(&mut self.batch[data..], request.offset);
+        shared.record(Kind::Read, request.length, result.is_ok(), since);
+        if let Err(error) = result {
+            self.batch.truncate(before);
+            shared.error(&mut self.batch, id, &error);
+        }
+        Ok(())
+    }
+
+    pub(super) fn read_pieces(&mut self, request: &Request, whole: bool) -> Result<(), End> {
+        self.flush_batch();
+        if whole || self.shared.encoder.mode() == Mode::Simple {
+            self.read_whole(request);
+            return Ok(());
+        }
+        let ranges = match self.data_and_holes(request) {
+            Ok(ranges) => ranges,
+            Err(error) => {
+                self.shared.record(Kind::Read, request.length, false, Instant::now());
+                let id = (request.cookie, request.offset);
+                self.shared.error(&mut self.batch, id, &error);
+                return Ok(());
+            }
+        };
+        let large = Large::new(&self.shared, request, ranges.len());
+        for (range, hole) in ranges {
+            if hole {
+                let mut header = Vec::new();
+                let done = large.finish(1);
+                #[allow(clippy::cast_possible_truncation, reason = "at most max_payload")]
+                let bytes = (range.1 - range.0) as u32;
+                let failure = if done { large.failure() } else { None };
+                let last = done && failure.is_none();
+                self.shared.encoder.hole(&mut header, large.id(), range.0, bytes, last);
+                finish_read(&large, Message::header(header), done, failure);
+                continue;
+            }
+            let window = Arc::new(self.window.take(length(range)));
+            let server = Arc::clone(&self.shared.server);
+            let share = Arc::new(server.read_memory.take(length(range)));
+            let large = Arc::clone(&large);
+            let job_server = Arc::clone(&server);
+            server.workers.submit(move || {
+                let piece = job_server.pool.piece(range.0, length(range), share);
+                read_piece(&large, piece, range.0, window);
+            });
+        }
+        Ok(())
+    }
+
+    /// Splits a read into holes and pieces of data.
+    fn data_and_holes(&self, request: &Request) -> BlockResult<Vec<((u64, u64), bool)>> {
+        let (start, end) = (request.offset, request.offset + request.length);
+        let mut zeroes: Vec<(u64, u64)> = Vec::new();
+        self.shared.export.device.extents(start, request.length, &mut |extent| {
+            if extent.zero {
+                let to = (extent.offset + extent.length).min(end);
+                match zeroes.last_mut() {
+                    Some((_, last)) if *last == extent.offset => *last = to,
+                    _ => zeroes.push((extent.offset, to)),
+                }
+            }
+            true
+        })?;
+        let mut ranges = Vec::new();
+        let mut at = start;
+        for (from, to) in zeroes.into_iter().filter(|(from, to)| to - from >= MIN_HOLE) {
+            if at < from {
+                ranges.extend(pieces(at, from).map(|piece| (piece, false)));
+            }
+            ranges.push(((from, to), true));
+            at = to;
+        }
+        if at < end {
+            ranges.extend(pieces(at, end).map(|piece| (piece, false)));
+        }
+        Ok(ranges)
+    }
+
+    /// A read that is answered in one chunk: nothing is sent before all of it is there.
+    fn read_whole(&mut self, request: &Request) {
+        let end = request.offset + request.length;
+        let count = pieces(request.offset, end).count();
+        #[allow(clippy::cast_possible_truncation, reason = "at most max_payload")]
+        let bytes = request.length as usize;
+        let window = Arc::new(self.window.take(bytes));
+        let server = Arc::clone(&self.shared.server);
+        let share = Arc::new(server.read_memory.take(bytes));
+        let large = Large::new(&self.shared, request, count);
+        large.parts.lock().unwrap_or_else(PoisonError::into_inner).resize_with(count, || None);
+        for (number, range) in pieces(request.offset, end).enumerate() {
+            let (large, share, window) =
+                (Arc::clone(&large), Arc::clone(&share), Arc::clone(&window));
+            let job_server = Arc::clone(&server);
+            server.workers.submit(move || {
+                let mut piece = job_server.pool.piece(range.0, length(range), share);
+                match large.shared.export.device.read(piece.bytes_mut(), range.0) {
+                    Ok(()) => {
+                        let mut parts = large.parts.lock().unwrap_or_else(PoisonError::into_inner);
+                        parts[number] = Some(piece);
+                    }
+                    Err(error) => large.fail(error),
+                }
+                if large.finish(1) {
+                    send_whole(&large, &window);
+                }
+            });
+        }
+    }
+
+    /// Everything without a large payload.
+    pub(super) fn other(&mut self, request: &Request) -> Result<(), End> {
+        let since = Instant::now();
+        let shared = Arc::clone(&self.shared);
+        let device = &shared.export.device;
+        let Request { offset, length, .. } = *request;
+        let (kind, result) = match &request.command {
+            Command::Flush => (Kind::Flush, device.flush()),
+            Command::Trim { fua } => {
+                (Kind::Trim, shared.flush_if(*fua, device.discard(offset, length)))
+            }
+            Command::Cache => (Kind::Cache, device.cache(offset, length)),
+            Command::WriteZeroes { fua, no_hole, fast } => {
+                let options = ZeroOptions { no_hole: *no_hole, fast_only: *fast };
+                (Kind::Zero, shared.flush_if(*fua, device.write_zeroes(offset, length, options)))
+            }
+            Command::BlockStatus { one, filter } => {
+                match self.block_status(request, *one, filter) {
+                    Ok(()) => {
+                        shared.record(Kind::Status, length, true, since);
+                        return Ok(());
+                    }
+                    Err(error) => (Kind::Status, Err(error)),
+                }
+            }
+            Command::Read { .. } | Command::Write { .. } => return Ok(()),
+        };
+        shared.reply(&mut self.batch, request, kind, result, since);
+        Ok(())
+    }
+
+    fn block_status(
+        &mut self,
+        request: &Request,
+        one: bool,
+        filter: &StatusFilter,
+    ) -> BlockResult<()> {
+        let wanted = |id: u32| match filter {
+            StatusFilter::All => true,
+            StatusFilter::Ids(ids) => ids.contains(&id),
+        };
+        let mut lists: Vec<(u32, bool, ExtentList)> = (1..)
+            .zip(&self.contexts)
+            .filter(|(id, _)| wanted(*id))
+            .map(|(id, name)| (id, name == ALLOCATION_DEPTH, ExtentList::default()))
+            .collect();
+        let device = &self.shared.export.device;
+        device.extents(request.offset, request.length, &mut |extent| {
+            let mut open = false;
+            for (_, depth, list) in &mut lists {
+                let flags = if *depth { u64::from(extent.depth) } else { allocation(&extent) };
+                let ended = one && list.extents().first().is_some_and(|(_, f)| *f != flags)
+                    || list.extents().len() > 1 && one;
+                if !ended && list.push(extent.length, flags) {
+                    open = true;
+                }
+            }
+            open
+        })?;
+        let last = lists.len().saturating_sub(1);
+        let id = (request.cookie, request.offset);
+        for (number, (context, _, list)) in lists.iter().enumerate() {
+            let done = number == last;
+            self.shared.encoder.block_status(&mut self.batch, id, *context, list, done);
+        }
+        Ok(())
+    }
+}
+
+/// The state word of `base:allocation`.
+fn allocation(extent: &Extent) -> u64 {
+    let state = ExtentState::empty()
+        .with_if(extent.hole, ExtentState::HOLE)
+        .with_if(extent.zero, ExtentState::ZERO);
+    u64::from(state.0)
+}
+
+fn complete_write(large: &Large, fua: bool) {
+    if !large.finish(1) {
+        return;
+    }
+    let result = large.failure().map_or(Ok(()), Err);
+    let result = large.shared.flush_if(fua, result);
+    let mut header = Vec::with_capacity(64);
+    large.shared.reply(&mut header, &large.request, Kind::Write, result, large.since);
+    large.shared.queue.send([Message::header(header)]);
+}
+
+/// Reads one piece of a structured read and sends it.
+fn read_piece(large: &Large, mut piece: Piece, at: u64, window: Arc<WindowShare>) {
+    let result = large.shared.export.device.read(piece.bytes_mut(), at);
+    let mut header = Vec::with_capacity(64);
+    let message = match result {
+        Ok(()) => Some(piece),
+        Err(error) => {
+            large.fail(error);
+            None
+        }
+    };
+    let done = large.finish(1);
+    let failure = if done { large.failure() } else { None };
+    let message = match message {
+        None => Message::header(header),
+        Some(piece) => {
+            let last = done && failure.is_none();
+            let bytes = piece.bytes().len();
+            large.shared.encoder.data(&mut header, large.id(), at, bytes, last);
+            Message { header, payload: Some(piece), window: Some(window) }
+        }
+    };
+    finish_read(large, message, done, failure);
+}
+
+/// Sends a chunk and, where the request failed and this was its last, the error.
+fn finish_read(large: &Large, message: Message, done: bool, failure: Option<BlockError>) {
+    let shared = &large.shared;
+    if done {
+        shared.record(Kind::Read, large.request.length, failure.is_none(), large.since);
+    }
+    let error = failure.map(|error| {
+        let mut header = Vec::new();
+        shared.error(&mut header, large.id(), &error);
+        Message::header(header)
+    });
+    shared.queue.send([Some(message), error].into_iter().flatten());
+}
+
+fn send_whole(large: &Large, window: &Arc<WindowShare>) {
+    let shared = &large.shared;
+    let failure = large.failure();
+    shared.record(Kind::Read, large.request.length, failure.is_none(), large.since);
+    let mut header = Vec::with_capacity(64);
+    if let Some(error) = failure {
+        shared.error(&mut header, large.id(), &error);
+        return shared.queue.send([Message::header(header)]);
+    }
+    #[allow(clippy::cast_possible_truncation, reason = "at most max_payload")]
+    let bytes = large.request.length as usize;
+    shared.encoder.data(&mut header, large.id(), large.request.offset, bytes, true);
+    let parts = std::mem::take(&mut *large.parts.lock().unwrap_or_else(PoisonError::into_inner));
+    let mut header = Some(header);
+    shared.queue.send(parts.into_iter().map(|payload| Message {
+        header: header.take().unwrap_or_default(),
+        payload,
+        window: Some(Arc::clone(window)),
+    }));
+}
+
+const _: () = assert!(INLINE_PAYLOAD <= PIECE, "inline requests are small");

@@ -1,0 +1,56 @@
+//! What all connections share.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::buffers::{Budget, Pool};
+use super::exports::Exports;
+use super::limits::Limits;
+use super::workers::Workers;
+
+/// The server's state: exports, bounds, memory and threads.
+pub struct Server {
+    /// What is served.
+    pub exports: Exports,
+    /// The bounds.
+    pub limits: Limits,
+    pub(super) pool: Arc<Pool>,
+    pub(super) read_memory: Arc<Budget>,
+    pub(super) write_memory: Arc<Budget>,
+    pub(super) workers: Workers,
+    connections: AtomicUsize,
+}
+
+impl Server {
+    /// A server without exports.
+    ///
+    /// # Errors
+    /// `InvalidInput` for bounds that cannot work together; when threads cannot start.
+    pub fn new(limits: Limits) -> std::io::Result<Arc<Self>> {
+        limits.validate().map_err(|e| std::io::Error::new(std::io::ErrorKind::InvalidInput, e))?;
+        Ok(Arc::new(Self {
+            exports: Exports::default(),
+            pool: Arc::new(Pool::default()),
+            read_memory: Budget::new(limits.buffered_reads()),
+            write_memory: Budget::new(limits.buffered_writes()),
+            workers: Workers::start(limits.workers)?,
+            connections: AtomicUsize::new(0),
+            limits,
+        }))
+    }
+
+    /// Most bytes of payload that were in memory for reads and for writes.
+    pub fn peak_memory(&self) -> (usize, usize) {
+        (self.read_memory.peak(), self.write_memory.peak())
+    }
+
+    /// Counts a connection in; `false` where there are too many.
+    pub(super) fn enter(&self) -> bool {
+        let claim = |n: usize| (n < self.limits.connections).then_some(n + 1);
+        self.connections.fetch_update(Ordering::AcqRel, Ordering::Acquire, claim).is_ok()
+    }
+
+    pub(super) fn leave(&self) {
+        self.connections.fetch_sub(1, Ordering::AcqRel);
+    }
+}

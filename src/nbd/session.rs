@@ -1,0 +1,347 @@
+//! One connection in the transmission phase: its thread receives requests, answers the small ones
+//! itself, and hands the pieces of large ones to the workers.
+
+use std::io;
+use std::net::Shutdown;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Instant;
+
+use nbd_proto::server::{
+    Command, Negotiated, Parsed, Rejection, ReplyEncoder, Request, Transmission,
+};
+
+use super::buffers::Budget;
+use super::exports::{Control, Export, Slot};
+use super::limits::INLINE_PAYLOAD;
+use super::send_queue::{Message, SendQueue};
+use super::server::Server;
+use super::socket::Socket;
+use super::stats::Stats;
+
+/// Bytes of the receive buffer: a request that is answered inline fits with its header.
+const INPUT: usize = INLINE_PAYLOAD + (4 << 10);
+/// Replies that are gathered before they are sent, in bytes.
+const BATCH: usize = 256 << 10;
+/// Unsent bytes of inline replies at which no more requests are taken.
+const UNSENT: usize = 256 << 10;
+/// Read and unsent bytes of one connection where replies may come in pieces.
+const STRUCTURED_WINDOW: usize = 8 << 20;
+
+/// Why a connection ended.
+#[derive(Debug)]
+pub(super) enum End {
+    /// `NBD_CMD_DISC`, or the peer closed between requests.
+    Normal,
+    /// The socket failed, the peer closed inside a request or stalled.
+    Broken(io::Error),
+    /// The peer broke the protocol.
+    Protocol(String),
+}
+
+impl From<io::Error> for End {
+    fn from(error: io::Error) -> Self {
+        Self::Broken(error)
+    }
+}
+
+/// Requests that are being worked on.
+#[derive(Default)]
+pub(super) struct Active {
+    count: Mutex<usize>,
+    changed: Condvar,
+}
+
+impl Active {
+    fn wait(&self, below: usize) {
+        let mut count = self.count.lock().unwrap_or_else(PoisonError::into_inner);
+        while *count >= below {
+            count = self.changed.wait(count).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    pub(super) fn enter(self: &Arc<Self>) -> ActiveGuard {
+        *self.count.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        ActiveGuard(Arc::clone(self))
+    }
+}
+
+/// One request; leaves when dropped.
+pub(super) struct ActiveGuard(Arc<Active>);
+
+impl Drop for ActiveGuard {
+    fn drop(&mut self) {
+        *self.0.count.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+        self.0.changed.notify_all();
+    }
+}
+
+/// What the workers need of a connection.
+pub(super) struct Shared {
+    pub(super) server: Arc<Server>,
+    pub(super) export: Arc<Export>,
+    pub(super) encoder: ReplyEncoder,
+    pub(super) queue: Arc<SendQueue>,
+    pub(super) stats: Stats,
+    pub(super) active: Arc<Active>,
+}
+
+/// The receiving side of a connection.
+pub(super) struct Session {
+    pub(super) shared: Arc<Shared>,
+    pub(super) socket: Arc<Socket>,
+    control: Arc<Control>,
+    transmission: Transmission,
+    /// Names of the metadata contexts in use; ids are positions plus one.
+    pub(super) contexts: Vec<String>,
+    /// Bounds what is read and unsent.
+    pub(super) window: Arc<Budget>,
+    input: Vec<u8>,
+    start: usize,
+    end: usize,
+    /// Replies that are ready but not yet sent.
+    pub(super) batch: Vec<u8>,
+    /// The last request had a large payload: receive headers alone, to copy nothing.
+    pub(super) exact_headers: bool,
+}
+
+/// Serves a negotiated connection until its end. Blocks.
+pub(super) fn serve(
+    server: Arc<Server>,
+    socket: Socket,
+    slot: &Slot,
+    negotiated: &Negotiated,
+    peer: &str,
+) {
+    let export = Arc::clone(slot.export());
+    let socket = Arc::new(socket);
+    let (id, control) = export.enter(&socket);
+    let started = Instant::now();
+    tracing::info!(export = %export.name, peer, mode = ?negotiated.mode, "connection opened");
+
+    let queue =
+        SendQueue::new(Arc::clone(&socket), &server.limits, Arc::clone(&server.read_memory));
+    let encoder = ReplyEncoder::new(negotiated.mode);
+    let window = match negotiated.mode {
+        nbd_proto::Mode::Simple => server.limits.buffered_per_connection,
+        _ => STRUCTURED_WINDOW.min(server.limits.buffered_per_connection),
+    };
+    let shared = Arc::new(Shared {
+        server,
+        export: Arc::clone(&export),
+        encoder,
+        queue,
+        stats: Stats::default(),
+        active: Arc::default(),
+    });
+    let mut input = vec![0; INPUT];
+    let rest = &negotiated.rest[..negotiated.rest.len().min(INPUT)];
+    input[..rest.len()].copy_from_slice(rest);
+    let mut session = Session {
+        shared: Arc::clone(&shared),
+        socket: Arc::clone(&socket),
+        control,
+        transmission: negotiated.transmission(),
+        contexts: negotiated.contexts.clone(),
+        window: Budget::new(window),
+        input,
+        start: 0,
+        end: rest.len(),
+        batch: Vec::new(),
+        exact_headers: false,
+    };
+    let end = if rest.len() < negotiated.rest.len() {
+        End::Protocol("more was sent after the negotiation than one receive can hold".into())
+    } else {
+        session.run()
+    };
+
+    // Whatever was accepted is finished and, if the peer still listens, answered.
+    shared.active.wait(1);
+    session.flush_batch();
+    shared.queue.finish();
+    socket.shut(Shutdown::Both);
+    export.leave(id);
+    let stats = shared.stats.snapshot();
+    let seconds = started.elapsed().as_secs_f64();
+    tracing::info!(
+        export = %export.name, peer, seconds,
+        read = stats.bytes_read, written = stats.bytes_written, zeroed = stats.bytes_zeroed,
+        requests = stats.reads + stats.writes + stats.flushes + stats.zeroes + stats.trims
+            + stats.block_status + stats.caches,
+        errors = stats.errors, p99_us = stats.latency_p99_us, end = %describe(&end),
+        "connection closed"
+    );
+}
+
+fn describe(end: &End) -> String {
+    match end {
+        End::Normal => "normal".into(),
+        End::Broken(e) => format!("broken: {e}"),
+        End::Protocol(e) => format!("protocol violation: {e}"),
+    }
+}
+
+impl Session {
+    fn run(&mut self) -> End {
+        loop {
+            match self.next_request() {
+                Ok(true) => {}
+                Ok(false) => return End::Normal,
+                Err(end) => return end,
+            }
+        }
+    }
+
+    /// Handles one request; `false` at the regular end.
+    fn next_request(&mut self) -> Result<bool, End> {
+        let header = self.transmission.header_length();
+        if !self.receive_header(header)? {
+            return Ok(false);
+        }
+        if self.control.is_shutting_down() {
+            self.transmission.begin_shutdown();
+        }
+        let bytes = &self.input[self.start..self.end];
+        let parsed = self.transmission.handle_header(bytes).map_err(|e| End::Protocol(e.0))?;
+        self.start += header;
+        self.exact_headers = false;
+        match parsed {
+            Parsed::Disconnect => return Ok(false),
+            // A whole header is there.
+            Parsed::Incomplete => {}
+            Parsed::Accept(request) => self.accept(request)?,
+            Parsed::Reject(rejection) => self.reject(&rejection)?,
+            Parsed::NeedFilter { request, payload } => {
+                self.fill(payload)?;
+                let filter = &self.input[self.start..self.start + payload];
+                let parsed = self.transmission.handle_filter(request, filter);
+                self.start += payload;
+                match parsed {
+                    Parsed::Accept(request) => self.accept(request)?,
+                    Parsed::Reject(rejection) => self.reject(&rejection)?,
+                    _ => {}
+                }
+            }
+        }
+        if self.batch.len() > BATCH {
+            self.flush_batch();
+        }
+        Ok(true)
+    }
+
+    fn accept(&mut self, request: Request) -> Result<(), End> {
+        self.shared.active.wait(self.shared.server.limits.requests_per_connection);
+        let small = request.length <= INLINE_PAYLOAD as u64;
+        match request.command {
+            Command::Write { fua } if small => self.write_inline(&request, fua),
+            Command::Write { fua } => self.write_pieces(&request, fua),
+            Command::Read { .. } if small => self.read_inline(&request),
+            Command::Read { whole } => self.read_pieces(&request, whole),
+            _ => self.other(&request),
+        }
+    }
+
+    fn reject(&mut self, rejection: &Rejection) -> Result<(), End> {
+        self.flush_batch();
+        self.skip(rejection.skip)?;
+        let Rejection { cookie, offset, errno, text, at, .. } = rejection;
+        self.shared.stats.record_refusal();
+        self.shared.export.stats.record_refusal();
+        self.shared.encoder.error(&mut self.batch, (*cookie, *offset), *errno, text, *at);
+        Ok(())
+    }
+
+    /// Sends the replies gathered so far.
+    pub(super) fn flush_batch(&mut self) {
+        if !self.batch.is_empty() {
+            let replies = std::mem::take(&mut self.batch);
+            self.shared.queue.send([Message::header(replies)]);
+        }
+    }
+
+    /// Receives until a header is there; `false` where the peer closed before its first byte.
+    fn receive_header(&mut self, length: usize) -> Result<bool, End> {
+        if self.end - self.start >= length {
+            return Ok(true);
+        }
+        self.flush_batch();
+        if !self.shared.queue.wait_below(UNSENT) {
+            return Err(End::Broken(io::ErrorKind::BrokenPipe.into()));
+        }
+        self.compact();
+        while self.end < length {
+            let limit = if self.exact_headers { length } else { INPUT };
+            match self.socket.receive(&mut self.input[self.end..limit]) {
+                Ok(0) if self.end == 0 => return Ok(false),
+                Ok(0) => return Err(End::Broken(io::ErrorKind::UnexpectedEof.into())),
+                Ok(n) => self.end += n,
+                // An idle connection may stay; half a request may not.
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    if self.end > 0 {
+                        return Err(End::Broken(io::ErrorKind::TimedOut.into()));
+                    }
+                }
+                // A peer that is gone between requests has just not said goodbye.
+                Err(e) if e.kind() == io::ErrorKind::ConnectionReset && self.end == 0 => {
+                    return Ok(false);
+                }
+                Err(e) => return Err(e.into()),
+            }
+        }
+        Ok(true)
+    }
+
+    fn compact(&mut self) {
+        self.input.copy_within(self.start..self.end, 0);
+        self.end -= self.start;
+        self.start = 0;
+    }
+
+    /// Makes `length` (at most [`INLINE_PAYLOAD`]) bytes available in the input.
+    pub(super) fn fill(&mut self, length: usize) -> Result<(), End> {
+        if self.end - self.start >= length {
+            return Ok(());
+        }
+        if self.start + length > INPUT {
+            self.compact();
+        }
+        let missing = self.start + length - self.end;
+        let end = self.end;
+        self.socket.receive_exact(&mut self.input[end..end + missing])?;
+        self.end += missing;
+        Ok(())
+    }
+
+    /// The first `length` bytes of the input, which must be there.
+    pub(super) fn buffered(&self, length: usize) -> &[u8] {
+        &self.input[self.start..self.start + length]
+    }
+
+    pub(super) fn consume(&mut self, length: usize) {
+        self.start += length;
+    }
+
+    /// Fills `buf` with the next bytes of the stream.
+    pub(super) fn receive_into(&mut self, buf: &mut [u8]) -> Result<(), End> {
+        let here = buf.len().min(self.end - self.start);
+        let (head, tail) = buf.split_at_mut(here);
+        head.copy_from_slice(self.buffered(here));
+        self.consume(here);
+        Ok(self.socket.receive_exact(tail)?)
+    }
+
+    /// Receives and forgets the payload of a refused request.
+    fn skip(&mut self, mut length: u64) -> Result<(), End> {
+        while length > 0 {
+            if self.start == self.end {
+                (self.start, self.end) = (0, 0);
+            }
+            #[allow(clippy::cast_possible_truncation, reason = "bounded by the buffer")]
+            let part = length.min(INLINE_PAYLOAD as u64) as usize;
+            self.fill(part)?;
+            self.consume(part);
+            length -= part as u64;
+        }
+        Ok(())
+    }
+}
