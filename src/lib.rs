@@ -5,6 +5,7 @@ pub mod app;
 pub mod block;
 pub mod cli;
 pub mod config;
+pub mod demo;
 pub mod export;
 pub mod model;
 pub mod nbd;

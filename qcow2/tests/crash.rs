@@ -17,7 +17,7 @@ mod support;
 
 use std::sync::Arc;
 
-use qcow2::storage::Storage;
+use qcow2::storage::{MemStorage, Storage};
 use qcow2::{CreateOptions, Image, Repair, ZeroMode, check_storage};
 use replay::{
     Change, Flushed, History, MemGate, crashed, events, every_crash, open, prepared, recording,
@@ -241,10 +241,10 @@ fn every_crash_of_a_repair_leaves_the_disk_as_it_was() {
         for cut in 0..=log.len() {
             for _ in 0..6 {
                 let bytes = crashed(&start, &log, cut, || random.below(2) > 0);
-                let image = open(Arc::new(qcow2::storage::MemStorage::new(bytes.clone())), &gate);
+                let image = open(Arc::new(MemStorage::new(bytes.clone())), &gate);
                 assert!(whole(&image.unwrap()) == content, "{name}, cut {cut}");
                 // A second run finishes the work.
-                let again = Arc::new(qcow2::storage::MemStorage::new(bytes));
+                let again = Arc::new(MemStorage::new(bytes));
                 assert!(check_storage(&*again, repair).unwrap().is_clean(), "{name}, cut {cut}");
                 let same = |got: &[u8]| match got == content {
                     true => Ok(()),
@@ -272,7 +272,7 @@ fn every_crash_of_the_rebuild_that_opening_a_dirty_image_makes_leaves_it_dirty_o
     for cut in 0..=log.len() {
         for _ in 0..6 {
             let bytes = crashed(&start, &log, cut, || random.below(2) > 0);
-            let storage = Arc::new(qcow2::storage::MemStorage::new(bytes));
+            let storage = Arc::new(MemStorage::new(bytes));
             let image = open(Arc::clone(&storage) as _, &gate).unwrap();
             assert!(whole(&image) == content, "cut {cut}");
             image.write_at(&[1; 5000], 60_000).unwrap();
@@ -284,6 +284,29 @@ fn every_crash_of_the_rebuild_that_opening_a_dirty_image_makes_leaves_it_dirty_o
             wanted[60_000..65_000].fill(1);
             assert!(whole(&image) == wanted, "cut {cut}");
         }
+    }
+}
+
+#[test]
+fn a_file_of_any_length_can_be_written_on() {
+    // A crash leaves room that was reserved ahead, to any cluster of any refcount block's range.
+    let mut options = CreateOptions::new(64 << 10).cluster_size(512);
+    options.refcount_bits = 64;
+    let (start, gate, content) = prepared(&options, 1, 61);
+    for clusters in 400..=530 {
+        let storage = Arc::new(MemStorage::new(start.clone()));
+        storage.set_len(clusters * 512).unwrap();
+        let image = open(Arc::clone(&storage) as _, &gate).unwrap();
+        let mut wanted = content.clone();
+        for round in 1..=40u8 {
+            let at = usize::from(round) * 1500;
+            image.write_at(&[round; 700], at as u64).unwrap();
+            wanted[at..at + 700].fill(round);
+        }
+        assert!(whole(&image) == wanted, "{clusters} clusters");
+        image.close().unwrap();
+        let report = check_storage(&*storage, Repair::None).unwrap();
+        assert!(report.is_clean(), "{clusters}: {:?}", report.findings);
     }
 }
 

@@ -1,5 +1,6 @@
 //! The commands of `sendense-hub`.
 
+mod demo;
 mod export;
 mod image;
 mod output;
@@ -22,6 +23,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Back up a made-up disk over NBD on loopback, read it back, and show the figures
+    Demo(demo::DemoArguments),
     /// Serve images over NBD until a signal ends it
     Export(Box<export::ExportArguments>),
     /// Work on image files: create, info, check, map, compare
@@ -35,6 +38,7 @@ enum Command {
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match cli.command {
+        Command::Demo(arguments) => demo::run(&arguments),
         Command::Export(arguments) => export::run(*arguments),
         Command::Image(command) => image::run(command),
         Command::Status(arguments) => status::run(&arguments),

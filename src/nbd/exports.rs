@@ -19,14 +19,14 @@ const PREFERRED: (u32, u32) = (4096, 32 << 20);
 
 /// A connection in the transmission phase, as others see it.
 #[derive(Debug)]
-pub struct Control {
+pub(super) struct Control {
     socket: Arc<Socket>,
     shutting_down: AtomicBool,
 }
 
 impl Control {
     /// Whether new requests are to be refused.
-    pub fn is_shutting_down(&self) -> bool {
+    pub(super) fn is_shutting_down(&self) -> bool {
         self.shutting_down.load(Ordering::Acquire)
     }
 }
@@ -161,7 +161,7 @@ impl Export {
     }
 
     /// Enters a connection into the export's list.
-    pub fn enter(&self, socket: &Arc<Socket>) -> (u64, Arc<Control>) {
+    pub(super) fn enter(&self, socket: &Arc<Socket>) -> (u64, Arc<Control>) {
         let control = Arc::new(Control {
             socket: Arc::clone(socket),
             shutting_down: AtomicBool::new(self.closing.load(Ordering::Acquire)),
@@ -175,7 +175,7 @@ impl Export {
     }
 
     /// Takes a connection off the list.
-    pub fn leave(&self, id: u64) {
+    pub(super) fn leave(&self, id: u64) {
         self.sessions().open.remove(&id);
         self.left.notify_all();
     }

@@ -219,14 +219,12 @@ impl Session {
         let large = Large::new(&self.shared, request, ranges.len());
         for (range, hole) in ranges {
             if hole {
-                let mut header = Vec::new();
-                let done = large.finish(1);
                 #[allow(clippy::cast_possible_truncation, reason = "at most max_payload")]
                 let bytes = (range.1 - range.0) as u32;
-                let failure = if done { large.failure() } else { None };
-                let last = done && failure.is_none();
-                self.shared.encoder.hole(&mut header, large.id(), range.0, bytes, last);
-                finish_read(&large, Message::header(header), done, failure);
+                finish_read(&large, |header, last| {
+                    self.shared.encoder.hole(header, large.id(), range.0, bytes, last);
+                    None
+                });
                 continue;
             }
             let window = Arc::new(self.window.take(length(range)));
@@ -353,8 +351,8 @@ impl Session {
             let mut open = false;
             for (_, depth, list) in &mut lists {
                 let flags = if *depth { u64::from(extent.depth) } else { allocation(&extent) };
-                let ended = one && list.extents().first().is_some_and(|(_, f)| *f != flags)
-                    || list.extents().len() > 1 && one;
+                // With REQ_ONE a list ends where the state first changes.
+                let ended = one && list.extents().iter().any(|(_, f)| *f != flags);
                 if !ended && list.push(extent.length, flags) {
                     open = true;
                 }
@@ -392,41 +390,46 @@ fn complete_write(large: &Large, fua: bool) {
 
 /// Reads one piece of a structured read and sends it.
 fn read_piece(large: &Large, mut piece: Piece, at: u64, window: Arc<WindowShare>) {
-    let result = large.shared.export.device.read(piece.bytes_mut(), at);
-    let mut header = Vec::with_capacity(64);
-    let message = match result {
-        Ok(()) => Some(piece),
+    let message = match large.shared.export.device.read(piece.bytes_mut(), at) {
+        Ok(()) => Some((piece, window)),
         Err(error) => {
             large.fail(error);
             None
         }
     };
-    let done = large.finish(1);
-    let failure = if done { large.failure() } else { None };
-    let message = match message {
-        None => Message::header(header),
-        Some(piece) => {
-            let last = done && failure.is_none();
-            let bytes = piece.bytes().len();
-            large.shared.encoder.data(&mut header, large.id(), at, bytes, last);
-            Message { header, payload: Some(piece), window: Some(window) }
-        }
-    };
-    finish_read(large, message, done, failure);
+    finish_read(large, |header, last| {
+        let (piece, window) = message?;
+        let bytes = piece.bytes().len();
+        large.shared.encoder.data(header, large.id(), at, bytes, last);
+        Some((piece, window))
+    });
 }
 
-/// Sends a chunk and, where the request failed and this was its last, the error.
-fn finish_read(large: &Large, message: Message, done: bool, failure: Option<BlockError>) {
+/// Sends a chunk of a structured read, which `chunk` encodes, told whether it is the last of the
+/// reply. Where the request failed, the error is the last instead.
+fn finish_read(
+    large: &Large,
+    chunk: impl FnOnce(&mut Vec<u8>, bool) -> Option<(Piece, Arc<WindowShare>)>,
+) {
     let shared = &large.shared;
-    if done {
-        shared.record(Kind::Read, large.request.length, failure.is_none(), large.since);
+    {
+        // Which chunk is the last, and which goes out last, is decided in one step.
+        let mut failure = large.failure.lock().unwrap_or_else(PoisonError::into_inner);
+        let done = large.finish(1);
+        let error = if done { failure.take() } else { None };
+        let mut header = Vec::with_capacity(64);
+        let (payload, window) = chunk(&mut header, done && error.is_none()).unzip();
+        shared.queue.add([Message { header, payload, window }]);
+        if done {
+            shared.record(Kind::Read, large.request.length, error.is_none(), large.since);
+        }
+        if let Some(error) = error {
+            let mut header = Vec::new();
+            shared.error(&mut header, large.id(), &error);
+            shared.queue.add([Message::header(header)]);
+        }
     }
-    let error = failure.map(|error| {
-        let mut header = Vec::new();
-        shared.error(&mut header, large.id(), &error);
-        Message::header(header)
-    });
-    shared.queue.send([Some(message), error].into_iter().flatten());
+    shared.queue.kick();
 }
 
 fn send_whole(large: &Large, window: &Arc<WindowShare>) {

@@ -90,20 +90,31 @@ impl SendQueue {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds messages and sends what the socket takes at once.
-    pub(super) fn send(self: &Arc<Self>, messages: impl IntoIterator<Item = Message>) {
+    /// Adds messages, to be sent by the next [`Self::kick`]. Never blocks for long: callers may
+    /// hold a lock that decides the order of their messages.
+    pub(super) fn add(&self, messages: impl IntoIterator<Item = Message>) {
         let mut state = self.lock();
-        if state.failed {
-            return;
+        if !state.failed {
+            state.queue.extend(messages.into_iter().filter(|m| m.len() > 0));
         }
-        state.queue.extend(messages.into_iter().filter(|m| m.len() > 0));
-        if state.sending || state.full {
+    }
+
+    /// Sends what the socket takes at once.
+    pub(super) fn kick(self: &Arc<Self>) {
+        let state = self.lock();
+        if state.failed || state.sending || state.full {
             return;
         }
         let (mut state, stopped) = self.drain(state);
         if stopped && !state.failed {
             self.hand_over(&mut state);
         }
+    }
+
+    /// Adds messages and sends what the socket takes at once.
+    pub(super) fn send(self: &Arc<Self>, messages: impl IntoIterator<Item = Message>) {
+        self.add(messages);
+        self.kick();
     }
 
     /// Sends until the queue is empty (`false`) or the socket is full or broken (`true`).

@@ -1,5 +1,7 @@
 //! What the process says of itself: the log.
 
+use std::io::IsTerminal;
+
 use tracing_subscriber::EnvFilter;
 
 /// Environment variable with the log filter, such as `debug` or `sendense_hub::nbd=trace`.
@@ -12,6 +14,7 @@ pub fn start() {
     let _ = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
         .try_init();
 }
