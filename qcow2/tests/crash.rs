@@ -5,7 +5,6 @@
     clippy::unwrap_used,
     clippy::cast_possible_truncation,
     clippy::print_stdout,
-    clippy::too_many_arguments,
     unreachable_pub,
     dead_code,
     missing_docs
@@ -17,13 +16,14 @@ mod support;
 
 use std::sync::Arc;
 
+use qcow2::storage::record::Event;
 use qcow2::storage::{MemStorage, Storage};
 use qcow2::{CreateOptions, Image, Repair, ZeroMode, check_storage};
 use replay::{
-    Change, Flushed, History, MemGate, crashed, events, every_crash, open, prepared, recording,
+    Change, Disk, Flushed, History, MemGate, crashed, crashes, events, open, prepared, recording,
     survives, tick, whole,
 };
-use support::Random;
+use support::{Random, missing, qemu_img, text};
 
 struct Plan {
     cluster_size: u32,
@@ -32,8 +32,6 @@ struct Plan {
     layers: u32,
     operations: usize,
     longest: u64,
-    /// Every how many events a crash is tried.
-    step: usize,
     seed: u64,
 }
 
@@ -82,64 +80,85 @@ fn work(image: &Image, random: &mut Random, plan: &Plan, now: impl Fn() -> usize
     history
 }
 
-fn try_crashes(plan: &Plan) {
+/// Tries a crash after each event for which `near` returns `true`.
+fn try_crashes(plan: &Plan, near: impl Fn(usize, &[Event]) -> bool) {
     let mut options = CreateOptions::new(plan.size).cluster_size(plan.cluster_size);
     options.refcount_bits = plan.refcount_bits;
     let (start, gate, content) = prepared(&options, plan.layers, plan.seed);
-    let (storage, log) = recording(&start);
-    let image = open(Arc::clone(&storage) as _, &gate).unwrap();
+    try_crashes_of(plan, &start, &gate, &content, near);
+}
+
+/// The same with an image that is there already.
+fn try_crashes_of(
+    plan: &Plan,
+    start: &[u8],
+    gate: &MemGate,
+    content: &[u8],
+    near: impl Fn(usize, &[Event]) -> bool,
+) {
+    let (storage, log) = recording(start);
+    let image = open(Arc::clone(&storage) as _, gate).unwrap();
     let mut random = Random::new(plan.seed ^ 0x5eed);
     let history = work(&image, &mut random, plan, || events(&log));
-    let log = log.lock().unwrap();
-    every_crash(&start, &content, &gate, &log, &history, plan.step, 3, plan.seed);
+    let events = &log.lock().unwrap()[..];
+    let disk = Disk { start, content, gate, events, history: &history };
+    let cuts = (0..=events.len()).filter(|cut| near(*cut, events));
+    crashes(&disk, cuts, 3, plan.seed);
 }
 
 #[test]
 fn every_crash_of_an_image_with_the_smallest_clusters_is_survived() {
     for seed in 1..=6 {
-        try_crashes(&Plan {
+        let plan = Plan {
             cluster_size: 512,
             refcount_bits: 16,
             size: 128 << 10,
             layers: 1,
             operations: 60,
             longest: 9000,
-            step: 1,
             seed,
-        });
+        };
+        try_crashes(&plan, |_, _| true);
     }
 }
 
 #[test]
 fn every_crash_of_an_overlay_of_three_is_survived() {
     for seed in 11..=16 {
-        try_crashes(&Plan {
+        let plan = Plan {
             cluster_size: [512, 1024, 4096][seed as usize % 3],
             refcount_bits: [1, 8, 64][seed as usize % 3],
             size: 150_016,
             layers: 3,
             operations: 50,
             longest: 12_000,
-            step: 1,
             seed,
-        });
+        };
+        try_crashes(&plan, |_, _| true);
     }
+}
+
+/// Around each write of the header's pointer to the refcount table, and now and then.
+fn beside_a_move(cut: usize, events: &[Event]) -> bool {
+    let beside = cut.saturating_sub(6)..events.len().min(cut + 6);
+    cut.is_multiple_of(101)
+        || events[beside].iter().any(|e| matches!(e, Event::Write { offset: 48, .. }))
 }
 
 #[test]
 fn a_crash_while_the_refcount_table_moves_is_survived() {
     // 512-byte clusters with 64-bit refcounts: a table of one cluster counts 2 MiB of file.
     for seed in 21..=22 {
-        try_crashes(&Plan {
+        let plan = Plan {
             cluster_size: 512,
             refcount_bits: 64,
             size: 5 << 20,
             layers: 1,
             operations: 50,
             longest: 400_000,
-            step: 23,
             seed,
-        });
+        };
+        try_crashes(&plan, beside_a_move);
     }
 }
 
@@ -193,9 +212,53 @@ fn a_crash_under_several_writers_keeps_what_any_of_them_saw_flushed() {
         all.flushes.sort_by_key(|flush| flush.begun);
         let done = events(&log);
         all.flushes.push(Flushed { begun, done });
-        let log = log.lock().unwrap();
-        every_crash(&start, &content, &gate, &log, &all, 1, 2, seed);
+        let events = &log.lock().unwrap()[..];
+        let disk = Disk { start: &start, content: &content, gate: &gate, events, history: &all };
+        crashes(&disk, (0..=events.len()).step_by(2), 2, seed);
     }
+}
+
+#[test]
+fn every_crash_of_overwriting_what_qemu_compressed_is_survived() {
+    if missing("qemu-img") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let raw = dir.path().join("raw");
+    // Compresses to pieces of sectors, many to a cluster.
+    let content: Vec<u8> = (0..128u32 << 10).map(|i| (i / 700) as u8 ^ (i % 13) as u8).collect();
+    std::fs::write(&raw, &content).unwrap();
+    for (seed, options) in [
+        (71, "cluster_size=4k"),
+        (72, "cluster_size=2k,compat=0.10"),
+        (73, "cluster_size=4k,compression_type=zstd,refcount_bits=8"),
+    ] {
+        let path = dir.path().join("packed.qcow2");
+        let convert = ["convert", "-c", "-f", "raw", "-O", "qcow2", "-o", options];
+        qemu_img(&[&convert[..], &[text(&raw), text(&path)]].concat());
+        let start = std::fs::read(&path).unwrap();
+        let plan = Plan {
+            cluster_size: 0,
+            refcount_bits: 0,
+            size: content.len() as u64,
+            layers: 1,
+            operations: 60,
+            longest: 9000,
+            seed,
+        };
+        try_crashes_of(&plan, &start, &MemGate::default(), &content, |_, _| true);
+    }
+}
+
+/// A wrong refcount in an image whose header already points to rebuilt refcounts.
+fn unfounded(start: &[u8], crashed: &[u8]) -> Option<String> {
+    let pointer = 48..60;
+    if start[pointer.clone()] == crashed[pointer] {
+        return None;
+    }
+    let storage = MemStorage::new(crashed.to_vec());
+    let report = check_storage(&storage, Repair::None).unwrap();
+    report.findings.into_iter().find(|f| f.contains("refcount"))
 }
 
 #[test]
@@ -243,6 +306,7 @@ fn every_crash_of_a_repair_leaves_the_disk_as_it_was() {
                 let bytes = crashed(&start, &log, cut, || random.below(2) > 0);
                 let image = open(Arc::new(MemStorage::new(bytes.clone())), &gate);
                 assert!(whole(&image.unwrap()) == content, "{name}, cut {cut}");
+                assert_eq!(unfounded(&start, &bytes), None, "{name}, cut {cut}");
                 // A second run finishes the work.
                 let again = Arc::new(MemStorage::new(bytes));
                 assert!(check_storage(&*again, repair).unwrap().is_clean(), "{name}, cut {cut}");
@@ -272,6 +336,7 @@ fn every_crash_of_the_rebuild_that_opening_a_dirty_image_makes_leaves_it_dirty_o
     for cut in 0..=log.len() {
         for _ in 0..6 {
             let bytes = crashed(&start, &log, cut, || random.below(2) > 0);
+            assert_eq!(unfounded(&start, &bytes), None, "cut {cut}");
             let storage = Arc::new(MemStorage::new(bytes));
             let image = open(Arc::clone(&storage) as _, &gate).unwrap();
             assert!(whole(&image) == content, "cut {cut}");
@@ -331,5 +396,4 @@ fn the_model_of_a_crash_refuses_lost_and_invented_bytes() {
     assert!(!allows(5, [0, 7, 5, 0]), "not begun yet");
     assert!(allows(9, [0, 7, 5, 0]));
     assert!(!allows(9, [1, 5, 5, 0]), "nobody wrote it");
-    let _ = MemGate::default();
 }

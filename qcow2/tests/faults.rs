@@ -4,7 +4,6 @@
     clippy::unwrap_used,
     clippy::cast_possible_truncation,
     clippy::print_stdout,
-    clippy::too_many_arguments,
     unreachable_pub,
     dead_code,
     missing_docs
@@ -22,7 +21,8 @@ use qcow2::storage::fault::{Call, Fault, FaultStorage};
 use qcow2::storage::{MemStorage, Storage};
 use qcow2::{CreateOptions, ErrorKind, Image, Repair, ZeroMode, check_storage};
 use replay::{
-    Change, Flushed, History, MemGate, events, every_crash, open, prepared, recording, tick, whole,
+    Change, Disk, Flushed, History, MemGate, crashes, events, open, prepared, recording, tick,
+    whole,
 };
 use support::Random;
 
@@ -91,6 +91,9 @@ fn random_fault(random: &mut Random, calls: &[Call]) -> Fault {
     }
 }
 
+/// Bytes of the disk that an L2 table of 512 bytes maps.
+const TABLE_SPAN: u64 = 64 * 512;
+
 /// What an operation was meant to do.
 enum Wish {
     Change(u64, Vec<u8>),
@@ -101,7 +104,11 @@ enum Wish {
 /// One operation, and how it ended.
 fn step(image: &Image, random: &mut Random) -> (Wish, qcow2::Result<()>) {
     let size = image.size();
-    let offset = random.below(size);
+    let offset = match random.below(3) {
+        // Across the border of two L2 tables.
+        0 => (1 + random.below(size / TABLE_SPAN - 1)) * TABLE_SPAN - random.below(3000),
+        _ => random.below(size),
+    };
     let length = (1 + random.below(9000)).min(size - offset);
     let filled = |byte: u8| vec![byte; length as usize];
     match random.below(10) {
@@ -127,7 +134,7 @@ fn step(image: &Image, random: &mut Random) -> (Wish, qcow2::Result<()>) {
 }
 
 fn try_faults(seed: u64, calls: &[Call], layers: u32) {
-    let mut options = CreateOptions::new(96 << 10).cluster_size(512);
+    let mut options = CreateOptions::new(6 * TABLE_SPAN).cluster_size(512);
     options.refcount_bits = [16, 64][seed as usize % 2];
     let (start, gate, content) = prepared(&options, layers, seed);
     let (recorder, log) = recording(&start);
@@ -181,8 +188,9 @@ fn try_faults(seed: u64, calls: &[Call], layers: u32) {
         let done = events(&log);
         history.flushes.push(Flushed { begun, done });
     }
-    let log = log.lock().unwrap();
-    every_crash(&start, &content, &gate, &log, &history, 7, 2, seed);
+    let events = &log.lock().unwrap()[..];
+    let disk = Disk { start: &start, content: &content, gate: &gate, events, history: &history };
+    crashes(&disk, (0..=events.len()).step_by(11), 2, seed);
 }
 
 #[test]

@@ -22,9 +22,52 @@ const PREFERRED: (u32, u32) = (4096, 32 << 20);
 pub(super) struct Control {
     socket: Arc<Socket>,
     shutting_down: AtomicBool,
+    phase: Mutex<Phase>,
+}
+
+/// Whether a connection may be ended now.
+#[derive(Debug, Default)]
+struct Phase {
+    /// A request is being received or carried out.
+    busy: bool,
+    /// Nothing more is received once that is over.
+    ending: bool,
 }
 
 impl Control {
+    fn phase(&self) -> MutexGuard<'_, Phase> {
+        self.phase.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A request begins: the connection stays until it is received.
+    pub(super) fn begin_request(&self) {
+        self.phase().busy = true;
+    }
+
+    /// The request is received.
+    pub(super) fn end_request(&self) {
+        let mut phase = self.phase();
+        phase.busy = false;
+        if phase.ending {
+            self.socket.shut(Shutdown::Read);
+        }
+    }
+
+    /// Whether the connection is being ended from this side.
+    pub(super) fn is_ending(&self) -> bool {
+        self.phase().ending
+    }
+
+    /// Ends the connection once the request that is coming in, if any, is received. What has come
+    /// in already is still answered.
+    fn end(&self) {
+        let mut phase = self.phase();
+        phase.ending = true;
+        if !phase.busy {
+            self.socket.shut(Shutdown::Read);
+        }
+    }
+
     /// Whether new requests are to be refused.
     pub(super) fn is_shutting_down(&self) -> bool {
         self.shutting_down.load(Ordering::Acquire)
@@ -72,6 +115,19 @@ impl Drop for Slot {
     fn drop(&mut self) {
         self.export.in_use.fetch_sub(1, Ordering::AcqRel);
         let _sessions = self.export.sessions();
+        self.export.left.notify_all();
+    }
+}
+
+/// A connection on an export's list.
+pub(super) struct Entered {
+    export: Arc<Export>,
+    id: u64,
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        self.export.sessions().open.remove(&self.id);
         self.export.left.notify_all();
     }
 }
@@ -160,24 +216,19 @@ impl Export {
         (self.sessions().open.len(), self.served.load(Ordering::Relaxed))
     }
 
-    /// Enters a connection into the export's list.
-    pub(super) fn enter(&self, socket: &Arc<Socket>) -> (u64, Arc<Control>) {
+    /// Enters a connection into the export's list; it leaves when the guard is dropped.
+    pub(super) fn enter(self: &Arc<Self>, socket: &Arc<Socket>) -> (Entered, Arc<Control>) {
         let control = Arc::new(Control {
             socket: Arc::clone(socket),
             shutting_down: AtomicBool::new(self.closing.load(Ordering::Acquire)),
+            phase: Mutex::default(),
         });
         let mut sessions = self.sessions();
         let id = sessions.next;
         sessions.next += 1;
         sessions.open.insert(id, Arc::clone(&control));
         self.served.fetch_add(1, Ordering::Relaxed);
-        (id, control)
-    }
-
-    /// Takes a connection off the list.
-    pub(super) fn leave(&self, id: u64) {
-        self.sessions().open.remove(&id);
-        self.left.notify_all();
+        (Entered { export: Arc::clone(self), id }, control)
     }
 
     /// Refuses new requests on every connection.
@@ -197,7 +248,7 @@ impl Export {
             return true;
         }
         for control in self.sessions().open.values() {
-            control.socket.shut(Shutdown::Read);
+            control.end();
         }
         if self.wait_empty(start + bound) {
             return true;

@@ -14,7 +14,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::task::AbortHandle;
 
 use super::exports::Slot;
-use super::server::Server;
+use super::server::{Entry, Server};
 use super::session;
 use super::socket::Socket;
 
@@ -122,7 +122,7 @@ async fn handle<S: Stream>(
     let peer = source.map_or_else(|| "local".to_owned(), |address| address.to_string());
     let time = server.limits.handshake;
     let outcome = tokio::time::timeout(time, negotiate(server, &mut stream, only)).await;
-    let (negotiated, slot) = match outcome {
+    let (negotiated, (slot, entry)) = match outcome {
         Ok(Ok(Some(accepted))) => accepted,
         Ok(Ok(None)) => return,
         Ok(Err(error)) => {
@@ -134,10 +134,6 @@ async fn handle<S: Stream>(
             return;
         }
     };
-    if !server.enter() {
-        tracing::warn!(peer, "too many connections: {} in all", server.limits.connections);
-        return;
-    }
     let started = stream
         .into_fd()
         .and_then(|fd| Socket::new(fd, S::TCP, server.limits.stall))
@@ -145,25 +141,27 @@ async fn handle<S: Stream>(
             let server = Arc::clone(server);
             std::thread::Builder::new().name("nbd-session".into()).stack_size(super::STACK).spawn(
                 move || {
-                    session::serve(Arc::clone(&server), socket, &slot, &negotiated, &peer);
-                    server.leave();
+                    session::serve(server, socket, &slot, &negotiated, &peer);
+                    drop(entry);
                 },
             )
         });
     if let Err(error) = started {
         tracing::error!(%error, "cannot serve a connection");
-        server.leave();
     }
 }
 
+/// A place among the export's connections, and one among all.
+type Place = (Slot, Entry);
+
 /// Negotiates; `None` where the peer ended it.
 async fn negotiate<S: Stream>(
-    server: &Server,
+    server: &Arc<Server>,
     stream: &mut S,
     only: Option<&str>,
-) -> io::Result<Option<(Box<Negotiated>, Slot)>> {
+) -> io::Result<Option<(Box<Negotiated>, Place)>> {
     let mut handshake = Handshake::new(HandshakeConfig::default());
-    let mut slot = None;
+    let mut place = None;
     let mut buffer = [0; RECEIVE];
     loop {
         if server.exports.is_closing() {
@@ -180,7 +178,7 @@ async fn negotiate<S: Stream>(
                 n => handshake.handle_input(&buffer[..n]),
             },
             Event::Lookup { name, purpose } => {
-                let found = lookup(server, &name, purpose, only, &mut slot);
+                let found = lookup(server, &name, purpose, only, &mut place);
                 if let Some(reason) = handshake.handle_lookup(found) {
                     return Err(closed(&reason));
                 }
@@ -190,7 +188,7 @@ async fn negotiate<S: Stream>(
                 let visible = all.iter().filter(|e| only.is_none_or(|only| e.name == only));
                 handshake.handle_list(visible.map(|e| (&*e.name, &*e.description)));
             }
-            Event::Transmit(negotiated) => return Ok(slot.map(|slot| (negotiated, slot))),
+            Event::Transmit(negotiated) => return Ok(place.map(|place| (negotiated, place))),
             Event::Close(CloseReason::Aborted) => return Ok(None),
             Event::Close(reason) => return Err(closed(&reason)),
             // Not offered by the configuration above.
@@ -208,11 +206,11 @@ fn closed(reason: &CloseReason) -> io::Error {
 }
 
 fn lookup(
-    server: &Server,
+    server: &Arc<Server>,
     name: &str,
     purpose: Purpose,
     only: Option<&str>,
-    slot: &mut Option<Slot>,
+    place: &mut Option<Place>,
 ) -> Result<nbd_proto::server::ExportInfo, Refusal> {
     let wanted = match only {
         Some(only) if name.is_empty() || name == only => only,
@@ -221,11 +219,11 @@ fn lookup(
     };
     let export = server.exports.get(wanted).ok_or_else(|| Refusal::unknown(name))?;
     if purpose == Purpose::Use {
-        let reserved = export.reserve().map_err(|text| {
-            tracing::info!(export = %export.name, "{text}");
+        let reserve = || Ok((export.reserve()?, server.enter()?));
+        *place = Some(reserve().map_err(|text: String| {
+            tracing::warn!(export = %export.name, "connection refused: {text}");
             Refusal::new(OptionReply::ErrPolicy, text)
-        })?;
-        *slot = Some(reserved);
+        })?);
     }
     Ok(export.info())
 }

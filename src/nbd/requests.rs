@@ -64,11 +64,11 @@ impl Shared {
         let id = (request.cookie, request.offset);
         match result {
             Ok(()) => self.encoder.done(out, id),
-            Err(error) => self.error(out, id, &error),
+            Err(error) => self.error(out, request, &error),
         }
     }
 
-    fn error(&self, out: &mut Vec<u8>, request: (u64, u64), error: &BlockError) {
+    fn error(&self, out: &mut Vec<u8>, request: &Request, error: &BlockError) {
         let export = &self.export.name;
         match error.kind {
             BlockErrorKind::Io | BlockErrorKind::NoSpace => {
@@ -76,7 +76,11 @@ impl Shared {
             }
             _ => tracing::debug!(%export, %error, "a request failed"),
         }
-        self.encoder.error(out, request, errno(error.kind), &error.message, error.offset);
+        // A device may tell of a byte that the request does not name, such as another in the same
+        // cluster; clients take an offset outside the request for a broken protocol.
+        let Request { cookie, offset, length, .. } = *request;
+        let at = error.offset.filter(|at| (offset..offset + length).contains(at));
+        self.encoder.error(out, (cookie, offset), errno(error.kind), &error.message, at);
     }
 
     fn flush_if(&self, fua: bool, result: BlockResult<()>) -> BlockResult<()> {
@@ -109,8 +113,9 @@ impl Large {
         })
     }
 
-    /// Keeps the first failure (by offset, where known).
-    fn fail(&self, error: BlockError) {
+    /// Keeps the failure of the piece at `piece`, unless an earlier byte failed too.
+    fn fail(&self, mut error: BlockError, piece: u64) {
+        error.offset.get_or_insert(piece);
         let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
         let earlier = failure.as_ref().is_none_or(|f| error.offset < f.offset);
         if earlier {
@@ -150,6 +155,7 @@ impl Session {
     pub(super) fn write_pieces(&mut self, request: &Request, fua: bool) -> Result<(), End> {
         self.flush_batch();
         self.exact_headers = true;
+        self.set_alert(true)?;
         let end = request.offset + request.length;
         // One more than the pieces, so that no piece is the last before all are received.
         let count = pieces(request.offset, end).count() + 1;
@@ -160,7 +166,7 @@ impl Session {
             let mut piece = server.pool.piece(range.0, length(range), share);
             if let Err(end) = self.receive_into(piece.bytes_mut()) {
                 // What came is written, but this write must never be answered as done.
-                large.fail(BlockError::new(BlockErrorKind::Io, "the payload ended early"));
+                large.fail(BlockError::new(BlockErrorKind::Io, "the payload ended early"), range.0);
                 large.finish(count - done);
                 return Err(end);
             }
@@ -168,7 +174,7 @@ impl Session {
             server.workers.submit(move || {
                 let device = &large.shared.export.device;
                 if let Err(error) = device.write(piece.bytes(), range.0) {
-                    large.fail(error);
+                    large.fail(error, range.0);
                 }
                 drop(piece);
                 complete_write(&large, fua);
@@ -196,7 +202,7 @@ impl Session {
         shared.record(Kind::Read, request.length, result.is_ok(), since);
         if let Err(error) = result {
             self.batch.truncate(before);
-            shared.error(&mut self.batch, id, &error);
+            shared.error(&mut self.batch, request, &error);
         }
         Ok(())
     }
@@ -211,8 +217,7 @@ impl Session {
             Ok(ranges) => ranges,
             Err(error) => {
                 self.shared.record(Kind::Read, request.length, false, Instant::now());
-                let id = (request.cookie, request.offset);
-                self.shared.error(&mut self.batch, id, &error);
+                self.shared.error(&mut self.batch, request, &error);
                 return Ok(());
             }
         };
@@ -291,7 +296,7 @@ impl Session {
                         let mut parts = large.parts.lock().unwrap_or_else(PoisonError::into_inner);
                         parts[number] = Some(piece);
                     }
-                    Err(error) => large.fail(error),
+                    Err(error) => large.fail(error, range.0),
                 }
                 if large.finish(1) {
                     send_whole(&large, &window);
@@ -393,7 +398,7 @@ fn read_piece(large: &Large, mut piece: Piece, at: u64, window: Arc<WindowShare>
     let message = match large.shared.export.device.read(piece.bytes_mut(), at) {
         Ok(()) => Some((piece, window)),
         Err(error) => {
-            large.fail(error);
+            large.fail(error, at);
             None
         }
     };
@@ -425,7 +430,7 @@ fn finish_read(
         }
         if let Some(error) = error {
             let mut header = Vec::new();
-            shared.error(&mut header, large.id(), &error);
+            shared.error(&mut header, &large.request, &error);
             shared.queue.add([Message::header(header)]);
         }
     }
@@ -438,7 +443,7 @@ fn send_whole(large: &Large, window: &Arc<WindowShare>) {
     shared.record(Kind::Read, large.request.length, failure.is_none(), large.since);
     let mut header = Vec::with_capacity(64);
     if let Some(error) = failure {
-        shared.error(&mut header, large.id(), &error);
+        shared.error(&mut header, &large.request, &error);
         return shared.queue.send([Message::header(header)]);
     }
     #[allow(clippy::cast_possible_truncation, reason = "at most max_payload")]

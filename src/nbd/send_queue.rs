@@ -14,7 +14,7 @@ use super::socket::Socket;
 /// Messages sent with one call.
 const BATCH: usize = 32;
 /// How often a sender that waits for the peer looks whether it should give up.
-const TICK: Duration = Duration::from_millis(500);
+pub(super) const TICK: Duration = Duration::from_millis(500);
 
 /// A header and, maybe, the payload behind it.
 #[derive(Debug)]

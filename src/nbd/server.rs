@@ -44,13 +44,27 @@ impl Server {
         (self.read_memory.peak(), self.write_memory.peak())
     }
 
-    /// Counts a connection in; `false` where there are too many.
-    pub(super) fn enter(&self) -> bool {
-        let claim = |n: usize| (n < self.limits.connections).then_some(n + 1);
-        self.connections.fetch_update(Ordering::AcqRel, Ordering::Acquire, claim).is_ok()
+    /// Counts a connection in.
+    ///
+    /// # Errors
+    /// A sentence with the bound where there are too many.
+    pub(super) fn enter(self: &Arc<Self>) -> Result<Entry, String> {
+        let most = self.limits.connections;
+        let claim = |n: usize| (n < most).then_some(n + 1);
+        match self.connections.fetch_update(Ordering::AcqRel, Ordering::Acquire, claim) {
+            Ok(_) => Ok(Entry { server: Arc::clone(self) }),
+            Err(_) => Err(format!("this server has {most} connections already, its maximum")),
+        }
     }
+}
 
-    pub(super) fn leave(&self) {
-        self.connections.fetch_sub(1, Ordering::AcqRel);
+/// One of the server's connections; counts until dropped.
+pub(super) struct Entry {
+    server: Arc<Server>,
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        self.server.connections.fetch_sub(1, Ordering::AcqRel);
     }
 }

@@ -4,7 +4,7 @@
 use std::io;
 use std::net::Shutdown;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nbd_proto::server::{
     Command, Negotiated, Parsed, Rejection, ReplyEncoder, Request, Transmission,
@@ -13,7 +13,7 @@ use nbd_proto::server::{
 use super::buffers::Budget;
 use super::exports::{Control, Export, Slot};
 use super::limits::INLINE_PAYLOAD;
-use super::send_queue::{Message, SendQueue};
+use super::send_queue::{Message, SendQueue, TICK};
 use super::server::Server;
 use super::socket::Socket;
 use super::stats::Stats;
@@ -102,6 +102,27 @@ pub(super) struct Session {
     pub(super) batch: Vec<u8>,
     /// The last request had a large payload: receive headers alone, to copy nothing.
     pub(super) exact_headers: bool,
+    /// Waits for input are short, because memory is held meanwhile that others may need.
+    alert: bool,
+}
+
+impl Shared {
+    /// One wait for input.
+    fn wait_time(&self, alert: bool) -> Duration {
+        let limits = &self.server.limits;
+        match alert {
+            true => TICK.min(limits.stall).min(limits.stall_under_pressure),
+            false => limits.stall,
+        }
+    }
+
+    /// Whether a peer may go on being silent inside a request, after so many waits.
+    fn bears(&self, alert: bool, waits: u32) -> bool {
+        let limits = &self.server.limits;
+        let silent = self.wait_time(alert).saturating_mul(waits);
+        let pressed = alert && self.server.write_memory.is_short();
+        silent < limits.stall && !(pressed && silent >= limits.stall_under_pressure)
+    }
 }
 
 /// Serves a negotiated connection until its end. Blocks.
@@ -114,7 +135,7 @@ pub(super) fn serve(
 ) {
     let export = Arc::clone(slot.export());
     let socket = Arc::new(socket);
-    let (id, control) = export.enter(&socket);
+    let (entered, control) = export.enter(&socket);
     let started = Instant::now();
     tracing::info!(export = %export.name, peer, mode = ?negotiated.mode, "connection opened");
 
@@ -148,6 +169,7 @@ pub(super) fn serve(
         end: rest.len(),
         batch: Vec::new(),
         exact_headers: false,
+        alert: false,
     };
     let end = if rest.len() < negotiated.rest.len() {
         End::Protocol("more was sent after the negotiation than one receive can hold".into())
@@ -160,7 +182,7 @@ pub(super) fn serve(
     session.flush_batch();
     shared.queue.finish();
     socket.shut(Shutdown::Both);
-    export.leave(id);
+    drop(entered);
     let stats = shared.stats.snapshot();
     let seconds = started.elapsed().as_secs_f64();
     tracing::info!(
@@ -198,6 +220,7 @@ impl Session {
         if !self.receive_header(header)? {
             return Ok(false);
         }
+        self.control.begin_request();
         if self.control.is_shutting_down() {
             self.transmission.begin_shutdown();
         }
@@ -205,6 +228,15 @@ impl Session {
         let parsed = self.transmission.handle_header(bytes).map_err(|e| End::Protocol(e.0))?;
         self.start += header;
         self.exact_headers = false;
+        let go_on = self.handle(parsed)?;
+        self.control.end_request();
+        if self.batch.len() > BATCH {
+            self.flush_batch();
+        }
+        Ok(go_on)
+    }
+
+    fn handle(&mut self, parsed: Parsed) -> Result<bool, End> {
         match parsed {
             Parsed::Disconnect => return Ok(false),
             // A whole header is there.
@@ -216,15 +248,8 @@ impl Session {
                 let filter = &self.input[self.start..self.start + payload];
                 let parsed = self.transmission.handle_filter(request, filter);
                 self.start += payload;
-                match parsed {
-                    Parsed::Accept(request) => self.accept(request)?,
-                    Parsed::Reject(rejection) => self.reject(&rejection)?,
-                    _ => {}
-                }
+                return self.handle(parsed);
             }
-        }
-        if self.batch.len() > BATCH {
-            self.flush_batch();
         }
         Ok(true)
     }
@@ -259,6 +284,15 @@ impl Session {
         }
     }
 
+    /// Makes waits for input short, or long again.
+    pub(super) fn set_alert(&mut self, alert: bool) -> Result<(), End> {
+        if self.alert != alert {
+            self.socket.set_receive_timeout(self.shared.wait_time(alert))?;
+            self.alert = alert;
+        }
+        Ok(())
+    }
+
     /// Receives until a header is there; `false` where the peer closed before its first byte.
     fn receive_header(&mut self, length: usize) -> Result<bool, End> {
         if self.end - self.start >= length {
@@ -269,15 +303,22 @@ impl Session {
             return Err(End::Broken(io::ErrorKind::BrokenPipe.into()));
         }
         self.compact();
+        let mut waits = 0;
         while self.end < length {
             let limit = if self.exact_headers { length } else { INPUT };
             match self.socket.receive(&mut self.input[self.end..limit]) {
-                Ok(0) if self.end == 0 => return Ok(false),
+                Ok(0) if self.end == 0 || self.control.is_ending() => return Ok(false),
                 Ok(0) => return Err(End::Broken(io::ErrorKind::UnexpectedEof.into())),
-                Ok(n) => self.end += n,
+                Ok(n) => {
+                    self.end += n;
+                    waits = 0;
+                }
                 // An idle connection may stay; half a request may not.
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                    if self.end > 0 {
+                    waits += 1;
+                    if self.end == 0 {
+                        self.set_alert(false)?;
+                    } else if !self.shared.bears(self.alert, waits) {
                         return Err(End::Broken(io::ErrorKind::TimedOut.into()));
                     }
                 }
@@ -307,7 +348,9 @@ impl Session {
         }
         let missing = self.start + length - self.end;
         let end = self.end;
-        self.socket.receive_exact(&mut self.input[end..end + missing])?;
+        let (shared, alert) = (&self.shared, self.alert);
+        self.socket
+            .receive_exact(&mut self.input[end..end + missing], |n| shared.bears(alert, n))?;
         self.end += missing;
         Ok(())
     }
@@ -327,7 +370,7 @@ impl Session {
         let (head, tail) = buf.split_at_mut(here);
         head.copy_from_slice(self.buffered(here));
         self.consume(here);
-        Ok(self.socket.receive_exact(tail)?)
+        Ok(self.socket.receive_exact(tail, |waits| self.shared.bears(self.alert, waits))?)
     }
 
     /// Receives and forgets the payload of a refused request.

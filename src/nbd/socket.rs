@@ -48,17 +48,37 @@ impl Socket {
         self.receive_with(buf, RecvFlags::empty())
     }
 
-    /// Receives until `buf` is full, the stream ends, or nothing came in the stall time.
+    /// Bounds each wait for input from now on.
     ///
     /// # Errors
-    /// `UnexpectedEof`, `TimedOut`, and those of recv(2).
-    pub(super) fn receive_exact(&self, mut buf: &mut [u8]) -> io::Result<()> {
+    /// When the system refuses the option.
+    pub(super) fn set_receive_timeout(&self, time: Duration) -> io::Result<()> {
+        Ok(sockopt::set_socket_timeout(&self.fd, sockopt::Timeout::Recv, Some(time))?)
+    }
+
+    /// Receives until `buf` is full or the stream ends. `patient` is asked whenever the time for a
+    /// wait is over without a byte, with the number of such waits in a row.
+    ///
+    /// # Errors
+    /// `UnexpectedEof`, `TimedOut` when patience is at its end, and those of recv(2).
+    pub(super) fn receive_exact(
+        &self,
+        mut buf: &mut [u8],
+        patient: impl Fn(u32) -> bool,
+    ) -> io::Result<()> {
+        let mut waits = 0;
         while !buf.is_empty() {
             match self.receive_with(buf, RecvFlags::WAITALL) {
                 Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                Ok(n) => buf = &mut buf[n..],
+                Ok(n) => {
+                    buf = &mut buf[n..];
+                    waits = 0;
+                }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                    return Err(io::ErrorKind::TimedOut.into());
+                    waits += 1;
+                    if !patient(waits) {
+                        return Err(io::ErrorKind::TimedOut.into());
+                    }
                 }
                 Err(e) => return Err(e),
             }

@@ -1,5 +1,7 @@
 //! Shared by the tests that ask qemu's tools.
 
+pub mod damage;
+
 use std::path::Path;
 use std::process::{Command, Output};
 

@@ -168,6 +168,17 @@ impl History {
     }
 }
 
+/// A disk and all that was done to it.
+pub struct Disk<'a> {
+    /// The bytes of the file at first.
+    pub start: &'a [u8],
+    /// The content at first.
+    pub content: &'a [u8],
+    pub gate: &'a MemGate,
+    pub events: &'a [Event],
+    pub history: &'a History,
+}
+
 /// A storage's bytes after a crash that `cut` events preceded. Everything up to the last flush is
 /// there; of each later event `keep` decides, by sector.
 pub fn crashed(
@@ -223,32 +234,24 @@ pub fn survives(
     if whole(&image) == after { Ok(()) } else { Err("going on changed something else".to_owned()) }
 }
 
-/// Tries the crash after every `step`th event, in `variants` random outcomes each besides "all of it"
-/// and "only what was flushed".
-pub fn every_crash(
-    start: &[u8],
-    content: &[u8],
-    gate: &MemGate,
-    events: &[Event],
-    history: &History,
-    step: usize,
-    variants: u64,
-    seed: u64,
-) {
+/// Tries the crash after each of `cuts` events, in `variants` random outcomes each besides "all of
+/// it" and "only what was flushed".
+pub fn crashes(disk: &Disk<'_>, cuts: impl Iterator<Item = usize>, variants: u64, seed: u64) {
     let mut random = Random::new(seed);
-    for cut in (0..=events.len()).step_by(step) {
+    for cut in cuts {
         for variant in 0..variants + 2 {
             let chance = [2, 8][(variant % 2) as usize];
-            let bytes = match variant {
-                0 => crashed(start, events, cut, || true),
-                1 => crashed(start, events, cut, || false),
-                _ => crashed(start, events, cut, || random.below(chance) > 0),
+            let keep = || match variant {
+                0 => true,
+                1 => false,
+                _ => random.below(chance) > 0,
             };
-            let outcome = survives(bytes, gate, |got| history.allows(content, cut, got));
-            if let Err(message) = outcome {
+            let bytes = crashed(disk.start, disk.events, cut, keep);
+            let allowed = |got: &[u8]| disk.history.allows(disk.content, cut, got);
+            if let Err(message) = survives(bytes, disk.gate, allowed) {
+                let all = disk.events.len();
                 panic!(
-                    "crash after event {cut} of {}, variant {variant}, seed {seed}: {message}",
-                    events.len()
+                    "crash after event {cut} of {all}, variant {variant}, seed {seed}: {message}"
                 );
             }
         }
