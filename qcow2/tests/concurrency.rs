@@ -11,9 +11,13 @@
 mod support;
 
 use std::path::Path;
-use std::sync::Barrier;
+use std::sync::{Arc, Barrier, mpsc};
 
-use qcow2::{BackingFormat, CreateOptions, Image, OpenOptions, Repair, ZeroMode, check, create};
+use qcow2::storage::{MemStorage, Storage};
+use qcow2::{
+    BackingFormat, CreateOptions, ErrorKind, FileGate, Image, OpenOptions, Repair, ZeroMode, check,
+    check_storage, create, create_in,
+};
 use support::Random;
 
 fn whole(image: &Image) -> Vec<u8> {
@@ -195,4 +199,46 @@ fn flushes_of_many_threads_all_return() {
     });
     let got = whole(&image);
     assert!(settled(image, &dir.path().join("top.qcow2")) == got);
+}
+
+#[test]
+fn once_close_has_returned_nothing_reaches_the_file_any_more() {
+    // Whoever opens the image next must not be disturbed by a write that was under way.
+    for round in 0..150u64 {
+        let storage = Arc::new(MemStorage::default());
+        create_in(&*storage, &CreateOptions::new(4 << 20).cluster_size(4096)).unwrap();
+        let gate = FileGate { lock: false };
+        let shared: Arc<dyn Storage> = Arc::clone(&storage) as _;
+        let image = Image::open_storage(shared, Path::new("memory"), &gate, &OpenOptions::new());
+        let image = image.unwrap();
+        let (started, running) = mpsc::channel();
+        let closed = std::thread::scope(|scope| {
+            for thread in 0..3u64 {
+                let (image, started) = (&image, started.clone());
+                scope.spawn(move || {
+                    let mut random = Random::new(round * 3 + thread);
+                    let error = loop {
+                        let at = random.below((4 << 20) - 20_000);
+                        let result = match thread {
+                            2 => image.write_zeroes(at, 20_000, ZeroMode::KeepAllocated),
+                            _ => image.write_at(&[1; 10_000], at),
+                        };
+                        // The receiver goes once it has seen enough.
+                        let _ = started.send(());
+                        if let Err(error) = result {
+                            break error;
+                        }
+                    };
+                    assert_eq!(error.kind(), ErrorKind::Closed, "{error}");
+                });
+            }
+            assert_eq!(running.iter().take(20).count(), 20);
+            image.close().unwrap();
+            let closed = storage.snapshot();
+            let report = check_storage(&MemStorage::new(closed.clone()), Repair::None).unwrap();
+            assert!(report.is_clean(), "round {round}: {:?}", report.findings);
+            closed
+        });
+        assert!(storage.snapshot() == closed, "round {round}");
+    }
 }
