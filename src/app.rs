@@ -152,6 +152,9 @@ struct Signals {
 
 impl Signals {
     fn new() -> io::Result<Self> {
+        // Whoever limits the size of files means writes to fail, not the process to die: the default
+        // of this signal would leave every image unflushed.
+        drop(signal(SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw()))?);
         Ok(Self {
             interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,

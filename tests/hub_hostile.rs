@@ -73,6 +73,15 @@ fn silent_negotiations_give_way_to_a_real_client() {
 }
 
 #[test]
+fn fifteen_hundred_silent_connections_lock_nobody_out() {
+    let hub = hub(Limits::default());
+    let silent: Vec<TcpStream> = (0..1500).map(|_| hub.raw()).collect();
+    others_are_served(&hub);
+    assert!(hub.pending.len() <= hub.server.limits.handshakes_per_source);
+    drop(silent);
+}
+
+#[test]
 fn one_connection_too_many_is_refused_with_the_number() {
     let hub = hub(Limits { connections_per_export: 2, ..Limits::default() });
     let held = [hub.client(Mode::Simple), hub.client(Mode::Simple)];
@@ -185,9 +194,21 @@ fn a_reset_with_replies_in_flight_hurts_nobody() {
     others_are_served(&hub);
 }
 
+#[test]
+fn a_web_browser_is_shown_the_door() {
+    let hub = hub(impatient());
+    let mut stream = hub.raw();
+    stream.write_all(b"GET / HTTP/1.0\r\n\r\n").unwrap();
+    assert!(is_closed(&mut stream));
+    others_are_served(&hub);
+}
+
 /// A connection that asks for `count` reads of `length` bytes and takes nothing.
 fn never_reads(hub: &Hub, count: u64, length: u32) -> TcpStream {
-    let mut stream = hub.transmitting();
+    asks_and_takes_nothing(hub.transmitting(), count, length)
+}
+
+fn asks_and_takes_nothing(mut stream: TcpStream, count: u64, length: u32) -> TcpStream {
     for cookie in 0..count {
         stream.write_all(&request(CommandType::Read, cookie, 0, length)).unwrap();
     }
@@ -208,6 +229,19 @@ fn unread_reads_stay_within_the_budget_and_stall_nobody_else() {
     let mut data = vec![0; 32 << 20];
     assert_eq!(simple_reply(&mut stalled[0]).0, 0);
     stalled[0].read_exact(&mut data).unwrap();
+}
+
+#[test]
+fn unread_structured_reads_stay_within_the_budget_and_stall_nobody_else() {
+    let limits = Limits::default();
+    let reads = limits.buffered_reads();
+    let hub = hub(limits);
+    let greedy = || asks_and_takes_nothing(hub.transmitting_structured(), 64, 32 << 20);
+    let _stalled: Vec<TcpStream> = (0..3).map(|_| greedy()).collect();
+    for _ in 0..10 {
+        others_are_served(&hub);
+    }
+    assert!(hub.server.peak_memory().0 <= reads);
 }
 
 #[test]

@@ -32,7 +32,7 @@ fn errno(result: Result<(), ClientError>) -> Errno {
 #[test]
 fn what_is_written_is_read_back_in_every_mode_at_every_size() {
     for mode in MODES {
-        let hub = Hub::with(Limits::default(), Arc::new(MemoryDevice::new(SIZE, false)));
+        let hub = Hub::with(Limits::default(), Arc::new(MemoryDevice::new(64 << 20, false)));
         let mut client = hub.client(mode);
         assert_eq!(client.session().mode, mode);
         for (length, offset) in [
@@ -44,6 +44,8 @@ fn what_is_written_is_read_back_in_every_mode_at_every_size() {
             (65537, 1),
             (1 << 20, 512),
             ((3 << 20) + 513, 1_000_001),
+            ((33 << 20) + 1, 12_345),
+            (64 << 20, 0),
         ] {
             let data = pattern(length, offset);
             client.write(&data, offset as u64, CommandFlags::empty()).unwrap();
@@ -321,6 +323,52 @@ fn a_write_that_is_still_coming_in_when_the_export_closes_is_finished() {
     assert!(is_closed(&mut stream));
     closing.join().unwrap().unwrap();
     assert!(device.snapshot()[..2 << 20].iter().all(|byte| *byte == 9));
+}
+
+#[test]
+fn a_device_that_does_not_come_back_cannot_hold_the_shutdown_for_ever() {
+    let device = Arc::new(Scripted::new(SIZE));
+    let hub = Hub::with(Limits::default(), device.clone());
+    device.open_gate(false);
+    let mut stream = hub.transmitting();
+    stream.write_all(&request(CommandType::Write, 1, 0, 1 << 20)).unwrap();
+    stream.write_all(&[9; 1 << 20]).unwrap();
+    hub.wait_until(|_| device.waiting.load(Ordering::SeqCst) > 0);
+    let export = hub.server.exports.remove("disk").unwrap();
+    let error = export.close(Duration::from_millis(50), SHORT).unwrap_err();
+    assert!(error.message.contains("cut off"), "{error}");
+    device.open_gate(true);
+}
+
+#[test]
+fn many_connections_write_one_image_and_a_flush_on_one_covers_all() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.qcow2");
+    qcow2::create(&path, &qcow2::CreateOptions::new(64 << 20)).unwrap();
+    let device = sendense_hub::export::Qcow2Device::open(&path, false).unwrap();
+    let hub = Hub::with(Limits::default(), Arc::new(device));
+    let bytes = pattern(300_000, 0);
+    std::thread::scope(|scope| {
+        for number in 0..8u64 {
+            let (hub, bytes) = (&hub, &bytes);
+            scope.spawn(move || {
+                let mut client = hub.client(Mode::Structured);
+                for round in 0..10 {
+                    // Neighbours share clusters.
+                    let offset = (round * 8 + number) * 300_000;
+                    client.write(bytes, offset, CommandFlags::empty()).unwrap();
+                }
+            });
+        }
+    });
+    hub.client(Mode::Simple).flush().unwrap();
+    // Without closing: what a crash now would leave.
+    let copy = dir.path().join("crashed.qcow2");
+    std::fs::copy(&path, &copy).unwrap();
+    let image = qcow2::Image::open(&copy, &qcow2::OpenOptions::new().read_only()).unwrap();
+    let mut back = vec![0; 80 * 300_000];
+    image.read_at(&mut back, 0).unwrap();
+    assert!(back.chunks(300_000).all(|part| part == bytes));
 }
 
 #[test]

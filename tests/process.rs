@@ -178,7 +178,7 @@ fn a_port_probe_logs_nothing_above_debug() {
 fn sockets_that_systemd_opened_are_served() {
     let script = "import os, socket, sys\n\
         s = socket.socket(); s.bind(('127.0.0.1', 0)); s.listen()\n\
-        os.dup2(s.fileno(), 3)\n\
+        os.dup2(s.fileno(), 9); os.dup2(9, 3)\n\
         os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS='1')\n\
         os.execv(sys.argv[1], sys.argv[1:])\n";
     let program = program().get_program().to_owned();

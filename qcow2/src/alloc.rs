@@ -130,10 +130,13 @@ impl Allocator {
         want: u64,
         epoch: u64,
     ) -> Result<Run> {
-        if let Some(entries) = refcounts.table_needs(HostCluster(self.next)) {
-            self.move_table(storage, refcounts, entries, epoch)?;
-        }
-        if !refcounts.covers(HostCluster(self.next)) {
+        // A block takes the first cluster that nothing counts; the cluster behind it can lie in the
+        // next block's range.
+        while !refcounts.covers(HostCluster(self.next)) {
+            if let Some(entries) = refcounts.table_needs(HostCluster(self.next)) {
+                self.move_table(storage, refcounts, entries, epoch)?;
+                continue;
+            }
             let block = HostCluster(self.next);
             self.reserve(storage, 1)?;
             refcounts.add_block(block, self.geometry.host_offset(block), epoch);

@@ -56,6 +56,8 @@ pub(crate) struct Batch {
     pub(crate) refcount_pointers: Vec<Put>,
     /// Last: L2 slices and L1 entries that guests' data hangs on.
     pub(crate) mapping: Vec<Put>,
+    /// Where (start, end) the refcount table is once the header points to it.
+    pub(crate) moved_reftable: Option<(u64, u64)>,
     slices: Vec<u64>,
     blocks: Vec<u64>,
     l1: Vec<u64>,
@@ -313,6 +315,7 @@ impl Meta {
         let table = space.refcounts.table_offset.0;
         if space.refcounts.moved.is_some() {
             let bytes = space.refcounts.encode_table();
+            batch.moved_reftable = Some((table, table + bytes.len() as u64));
             batch.unreferenced.push(Put { offset: table, bytes });
             batch.refcount_pointers.push(header_pointer(&space.refcounts));
         } else {

@@ -78,6 +78,8 @@ impl Control {
 struct Sessions {
     next: u64,
     open: HashMap<u64, Arc<Control>>,
+    /// Whoever comes is ended at once.
+    ending: bool,
 }
 
 /// One export.
@@ -200,30 +202,33 @@ impl Export {
     /// A sentence with the export's limit.
     pub fn reserve(self: &Arc<Self>) -> Result<Slot, String> {
         let claim = |n: usize| (n < self.max_connections).then_some(n + 1);
-        let slot = Slot { export: Arc::clone(self) };
-        if self.in_use.fetch_update(Ordering::AcqRel, Ordering::Acquire, claim).is_err() {
-            std::mem::forget(slot);
-            return Err(format!(
+        match self.in_use.fetch_update(Ordering::AcqRel, Ordering::Acquire, claim) {
+            Ok(_) => Ok(Slot { export: Arc::clone(self) }),
+            Err(_) => Err(format!(
                 "export '{}' has {} connections already, its maximum",
                 self.name, self.max_connections
-            ));
+            )),
         }
-        Ok(slot)
     }
 
-    /// Connections now, and ever.
+    /// Connections now, those about to begin included, and those that ever began.
     pub fn connections(&self) -> (usize, u64) {
-        (self.sessions().open.len(), self.served.load(Ordering::Relaxed))
+        (self.in_use.load(Ordering::Acquire), self.served.load(Ordering::Relaxed))
     }
 
     /// Enters a connection into the export's list; it leaves when the guard is dropped.
     pub(super) fn enter(self: &Arc<Self>, socket: &Arc<Socket>) -> (Entered, Arc<Control>) {
+        let mut sessions = self.sessions();
+        // Under the lock: whoever closes the export either finds this connection on the list, or
+        // has left word for it.
         let control = Arc::new(Control {
             socket: Arc::clone(socket),
             shutting_down: AtomicBool::new(self.closing.load(Ordering::Acquire)),
             phase: Mutex::default(),
         });
-        let mut sessions = self.sessions();
+        if sessions.ending {
+            control.end();
+        }
         let id = sessions.next;
         sessions.next += 1;
         sessions.open.insert(id, Arc::clone(&control));
@@ -247,8 +252,12 @@ impl Export {
         if self.wait_empty(start + notice) {
             return true;
         }
-        for control in self.sessions().open.values() {
-            control.end();
+        {
+            let mut sessions = self.sessions();
+            sessions.ending = true;
+            for control in sessions.open.values() {
+                control.end();
+            }
         }
         if self.wait_empty(start + bound) {
             return true;

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex};
+use std::time::Duration;
 
 use sendense_hub::block::{
     BlockDevice, BlockError, BlockErrorKind, BlockResult, DeviceInfo, Extent, ZeroOptions,
@@ -11,6 +12,8 @@ use sendense_hub::export::memory::MemoryDevice;
 /// A disk in memory with a gate before its writes, a bad byte for reads, and a range of holes.
 pub struct Scripted {
     pub memory: MemoryDevice,
+    /// Reads that start here take a while.
+    pub slow: Option<u64>,
     /// Reads of this byte fail.
     pub bad: Option<u64>,
     /// Reported as a hole.
@@ -29,6 +32,7 @@ impl Scripted {
     pub fn new(size: usize) -> Self {
         Self {
             memory: MemoryDevice::new(size, false),
+            slow: None,
             bad: None,
             hole: 0..0,
             broken_flush: AtomicBool::new(false),
@@ -53,6 +57,9 @@ impl BlockDevice for Scripted {
 
     fn read(&self, buf: &mut [u8], offset: u64) -> BlockResult<()> {
         self.reads.fetch_add(1, Ordering::SeqCst);
+        if self.slow == Some(offset) {
+            std::thread::sleep(Duration::from_millis(20));
+        }
         match self.bad {
             Some(bad) if (offset..offset + buf.len() as u64).contains(&bad) => {
                 Err(BlockError::new(BlockErrorKind::Io, "the platter is scratched").at(bad))

@@ -97,6 +97,17 @@ impl Hub {
         stream
     }
 
+    /// The same with structured replies.
+    pub fn transmitting_structured(&self) -> TcpStream {
+        let mut stream = self.raw();
+        greet(&mut stream);
+        stream.write_all(&option(8, &[])).unwrap();
+        assert_eq!(option_reply(&mut stream).0, 1);
+        stream.write_all(&go("disk")).unwrap();
+        while option_reply(&mut stream).0 != 1 {}
+        stream
+    }
+
     /// Waits until `condition` holds; the guard ends a test in which it never does.
     pub fn wait_until(&self, condition: impl Fn(&Self) -> bool) {
         let start = std::time::Instant::now();

@@ -62,6 +62,7 @@ impl Image {
         }
         let wanted = self.durability.written.load(Ordering::Acquire);
         let mut flushed = self.durability.flushed.lock().unwrap_or_else(PoisonError::into_inner);
+        self.durability.check_open()?;
         self.durability.check_healthy()?;
         if *flushed >= wanted {
             return Ok(());
@@ -74,7 +75,15 @@ impl Image {
         let batch = self.meta().take_batch();
         match self.write_batch(&batch) {
             Ok(()) => {
-                self.meta().commit(&*self.storage, batch)?;
+                let mut meta = self.meta();
+                if let Some(place) = batch.moved_reftable {
+                    // The clusters of the former table can be given out from here on.
+                    let mut reserved =
+                        self.reserved.write().unwrap_or_else(PoisonError::into_inner);
+                    reserved.reftable = place;
+                }
+                meta.commit(&*self.storage, batch)?;
+                drop(meta);
                 *flushed = covered;
                 Ok(())
             }
@@ -91,6 +100,10 @@ impl Image {
             return Ok(());
         }
         let mut flushed = self.durability.flushed.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.durability.check_open().is_err() {
+            // Closing has flushed, and said so if it could not.
+            return Ok(());
+        }
         self.durability.check_healthy()?;
         if self.meta().wants_checkpoint() { self.flush_holding(&mut flushed) } else { Ok(()) }
     }

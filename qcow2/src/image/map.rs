@@ -2,7 +2,6 @@
 
 use super::Image;
 use crate::error::Result;
-use crate::ranges::Access;
 use crate::table::segment::{Segment, SegmentKind};
 
 /// Bytes of the disk that are mapped under one hold of the metadata.
@@ -84,7 +83,7 @@ impl Image {
         end: u64,
         visit: &mut dyn FnMut(Mapping) -> bool,
     ) -> Result<bool> {
-        let _guard = self.enter(start, end, Access::Read);
+        let _guard = self.enter_reading(start, end)?;
         let mut segments = Vec::new();
         self.meta()
             .segments(&*self.storage, start, end, &mut segments)

@@ -11,7 +11,7 @@ pub(crate) mod zero;
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use crate::chain::Chain;
 use crate::compressed::ClusterReader;
@@ -27,6 +27,15 @@ use flush::Durability;
 /// In-place writes exclude each other by whole pages, so that two of them never share one on the
 /// way to the disk.
 const PAGE: u64 = 4096;
+
+/// Host ranges (start, end) of the metadata whose place the header names.
+#[derive(Debug, Clone, Copy)]
+struct Reserved {
+    header: (u64, u64),
+    l1: (u64, u64),
+    /// Moves when the refcount table grows.
+    reftable: (u64, u64),
+}
 
 /// An open image, shared by any number of threads.
 ///
@@ -48,7 +57,7 @@ pub struct Image {
     /// Length of the file when last asked; the file never gets shorter than this while open.
     file_len: AtomicU64,
     /// Host ranges (start, end) that no guest write may touch, whatever an L2 entry says.
-    reserved: Vec<(u64, u64)>,
+    reserved: RwLock<Reserved>,
 }
 
 impl Image {
@@ -109,9 +118,19 @@ impl Image {
         Ok(end)
     }
 
-    /// Enters `start .. end`. A read-only image never changes, so its readers need not wait.
-    fn enter(&self, start: u64, end: u64, access: Access) -> Option<RangeGuard<'_>> {
-        (!self.read_only).then(|| self.ranges.enter(start..end, access))
+    /// Enters `start .. end` to read. A read-only image never changes, so its readers need not wait.
+    fn enter_reading(&self, start: u64, end: u64) -> Result<Option<RangeGuard<'_>>> {
+        let guard = (!self.read_only).then(|| self.ranges.enter(start..end, Access::Read));
+        self.durability.check_open()?;
+        Ok(guard)
+    }
+
+    /// Enters `start .. end` to change it. Closing enters everything, so whoever is let in after it
+    /// finds the image closed: nothing reaches the file behind the next opener's back.
+    fn enter_changing(&self, start: u64, end: u64, access: Access) -> Result<RangeGuard<'_>> {
+        let guard = self.ranges.enter(start..end, access);
+        self.durability.check_open()?;
+        Ok(guard)
     }
 
     /// Whether the file has bytes at `host`.
@@ -129,7 +148,9 @@ impl Image {
     /// damaged L2 entry may point at.
     fn check_data_range(&self, host: HostOffset, length: u64) -> Result<()> {
         let end = host.0.saturating_add(length);
-        match self.reserved.iter().find(|(from, to)| host.0 < *to && *from < end) {
+        let reserved = *self.reserved.read().unwrap_or_else(PoisonError::into_inner);
+        let ranges = [reserved.header, reserved.l1, reserved.reftable];
+        match ranges.iter().find(|(from, to)| host.0 < *to && *from < end) {
             None => Ok(()),
             Some((from, to)) => Err(Error::corrupt(format!(
                 "an L2 entry places guest data at {host}, over metadata at {from:#x} .. {to:#x}; \

@@ -2,10 +2,10 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, RwLock};
 
-use super::Image;
 use super::flush::Durability;
+use super::{Image, Reserved};
 use crate::alloc::Allocator;
 use crate::chain::{Chain, FileGate, OpenGate, Reference};
 use crate::check;
@@ -149,7 +149,7 @@ impl Image {
             path: PathBuf::from(path),
             storage,
             file: None,
-            reserved: reserved_ranges(&header, &geometry),
+            reserved: RwLock::new(reserved_ranges(&header, &geometry)),
             header,
             geometry,
             read_only: options.read_only,
@@ -222,13 +222,14 @@ fn open_space(storage: &dyn Storage, header: &Header) -> Result<Space> {
     Ok(Space { refcounts, alloc })
 }
 
-fn reserved_ranges(header: &Header, geometry: &Geometry) -> Vec<(u64, u64)> {
-    let cluster = geometry.cluster_size();
-    let l1_bytes = u64::from(header.l1_entries) * 8;
-    let table_bytes = u64::from(header.reftable_clusters) << geometry.cluster_bits;
-    [(0, cluster), (header.l1_offset.0, l1_bytes), (header.reftable_offset.0, table_bytes)]
-        .into_iter()
-        .filter(|(_, length)| *length > 0)
-        .map(|(start, length)| (start, start + length))
-        .collect()
+fn reserved_ranges(header: &Header, geometry: &Geometry) -> Reserved {
+    let range = |start: u64, length: u64| (start, start.saturating_add(length));
+    Reserved {
+        header: range(0, geometry.cluster_size()),
+        l1: range(header.l1_offset.0, u64::from(header.l1_entries) * 8),
+        reftable: range(
+            header.reftable_offset.0,
+            u64::from(header.reftable_clusters) << geometry.cluster_bits,
+        ),
+    }
 }

@@ -3,7 +3,6 @@
 use super::Image;
 use crate::chain::past_end;
 use crate::error::{Error, Result};
-use crate::ranges::Access;
 use crate::table::segment::{Segment, SegmentKind};
 
 impl Image {
@@ -14,7 +13,7 @@ impl Image {
     /// content is undefined.
     pub fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
         let end = self.bounds(offset, buf.len() as u64)?;
-        let _guard = self.enter(offset, end, Access::Read);
+        let _guard = self.enter_reading(offset, end)?;
         self.read_entered(buf, offset)
     }
 

@@ -56,7 +56,7 @@ impl Image {
     /// Writes if every byte can be overwritten where it is; `false` if not.
     fn try_in_place(&self, buf: &[u8], start: u64, end: u64) -> Result<bool> {
         let page_end = end.next_multiple_of(PAGE);
-        let _guard = self.ranges.enter(start / PAGE * PAGE..page_end, Access::InPlace);
+        let _guard = self.enter_changing(start / PAGE * PAGE, page_end, Access::InPlace)?;
         let mut segments = Vec::new();
         self.meta().segments(&*self.storage, start, end, &mut segments)?;
         if !segments.iter().all(|s| matches!(s.kind, SegmentKind::Data { copied: true, .. })) {
@@ -83,7 +83,7 @@ impl Image {
 
     pub(super) fn write_remapping(&self, buf: &[u8], start: u64, end: u64) -> Result<()> {
         let (first, last) = (self.geometry.align_down(start), self.geometry.align_up(end));
-        let _guard = self.ranges.enter(first..last, Access::Remap);
+        let _guard = self.enter_changing(first, last, Access::Remap)?;
         let mut segments = Vec::new();
         let map_end = last.min(self.geometry.size);
         self.meta().segments(&*self.storage, first, map_end, &mut segments)?;

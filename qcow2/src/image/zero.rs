@@ -107,7 +107,7 @@ impl Image {
 
     /// Whether the mapping alone shows that the range reads as zeroes.
     fn is_zero(&self, start: u64, end: u64) -> Result<bool> {
-        let _guard = self.ranges.enter(start..end, Access::Read);
+        let _guard = self.enter_reading(start, end)?;
         let mut segments = Vec::new();
         self.meta().segments(&*self.storage, start, end, &mut segments)?;
         for segment in &segments {
@@ -142,7 +142,7 @@ impl Image {
 
     fn change_table(&self, first: u64, last: u64, target: Target) -> Result<()> {
         let g = self.geometry;
-        let _guard = self.ranges.enter(first..last, Access::Remap);
+        let _guard = self.enter_changing(first, last, Access::Remap)?;
         let keeps = target == Target::Zero(ZeroMode::KeepAllocated);
         let absent = self.meta().table_is_absent(first / g.table_span())?;
         if absent && !keeps && self.chain_is_zero(first, last.min(g.size))? {
