@@ -109,6 +109,21 @@ impl Refcounts {
         })
     }
 
+    /// Refuses a table that names blocks past the end of a file of `length` bytes: writing there
+    /// would only make the damage larger.
+    ///
+    /// # Errors
+    /// `Corrupt`.
+    pub(crate) fn require_inside(&self, length: u64) -> Result<()> {
+        match self.table.iter().find(|offset| **offset >= length) {
+            None => Ok(()),
+            Some(offset) => Err(Error::corrupt(format!(
+                "the refcount block at {offset:#x} lies past the end of the file ({length} \
+                 bytes); nothing was changed, run a check with repair"
+            ))),
+        }
+    }
+
     /// Whether anything is not on disk yet.
     pub(crate) fn is_dirty(&self) -> bool {
         self.blocks.dirty_count() > 0 || !self.dirty_table.is_empty() || self.moved.is_some()

@@ -5,7 +5,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use qcow2::storage::{MemStorage, Storage};
-use qcow2::{CreateOptions, FileGate, Image, MappingKind, OpenOptions, ZeroMode, create_in};
+use qcow2::{
+    CreateOptions, ErrorKind, FileGate, Image, MappingKind, OpenOptions, ZeroMode, create_in,
+};
 
 fn memory(options: &CreateOptions) -> (Arc<MemStorage>, Image) {
     let storage = Arc::new(MemStorage::default());
@@ -85,4 +87,54 @@ fn a_zero_write_on_an_empty_image_allocates_nothing() {
         })
         .unwrap();
     assert!(mappings.iter().all(|kind| *kind == MappingKind::Unallocated), "{mappings:?}");
+}
+
+/// A small image with data, damaged; opening it for writing and writing the first megabyte.
+fn write_on_damaged(damage: impl Fn(&mut Vec<u8>)) -> (Arc<MemStorage>, qcow2::Result<()>) {
+    let (storage, image) = memory(&CreateOptions::new(1 << 20).cluster_size(4096));
+    image.write_at(&[7; 64 << 10], 0).unwrap();
+    image.close().unwrap();
+    let mut bytes = storage.snapshot();
+    damage(&mut bytes);
+    let storage = Arc::new(MemStorage::new(bytes));
+    let gate = FileGate { lock: false };
+    let opened = Image::open_storage(
+        Arc::clone(&storage) as _,
+        Path::new("memory"),
+        &gate,
+        &OpenOptions::new(),
+    );
+    let written = opened.and_then(|image| {
+        let written = image.write_at(&[1; 1 << 20], 0);
+        image.close()?;
+        written
+    });
+    (storage, written)
+}
+
+fn word(bytes: &[u8], at: usize) -> usize {
+    u64::from_be_bytes(bytes[at..at + 8].try_into().unwrap()) as usize & 0x00ff_ffff_ffff_fe00
+}
+
+#[test]
+fn a_refcount_block_past_the_end_of_the_file_keeps_the_image_from_being_written() {
+    let (storage, written) = write_on_damaged(|bytes| {
+        let table = word(bytes, 48);
+        bytes[table + 8..table + 16].copy_from_slice(&(1u64 << 40).to_be_bytes());
+    });
+    assert_eq!(written.unwrap_err().kind(), ErrorKind::Corrupt);
+    assert!(storage.snapshot().len() < 1 << 20);
+}
+
+#[test]
+fn guest_data_is_never_written_where_only_a_damaged_entry_can_point() {
+    for host in [1u64 << 40, 0] {
+        let (storage, written) = write_on_damaged(|bytes| {
+            let host = if host == 0 { word(bytes, 48) as u64 } else { host };
+            let table = word(bytes, word(bytes, 40));
+            bytes[table..table + 8].copy_from_slice(&(host | 1 << 63).to_be_bytes());
+        });
+        assert_eq!(written.unwrap_err().kind(), ErrorKind::Corrupt);
+        assert!(storage.snapshot().len() < 4 << 20);
+    }
 }

@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
-use crate::chain::Chain;
+use crate::chain::{Chain, past_end};
 use crate::compressed::ClusterReader;
 use crate::error::{Error, ErrorKind, Result};
 use crate::geometry::Geometry;
@@ -144,9 +144,12 @@ impl Image {
         Ok(host.0 < length)
     }
 
-    /// Refuses to write guest data over the header, the L1 table or the refcount table, which a
-    /// damaged L2 entry may point at.
+    /// Refuses to write guest data where only a damaged L2 entry can point: over the header, the L1
+    /// table or the refcount table, or past the end of the file.
     fn check_data_range(&self, host: HostOffset, length: u64) -> Result<()> {
+        if !self.is_inside_file(HostOffset(self.geometry.align_down(host.0)))? {
+            return Err(past_end(host, self.file_len.load(Ordering::Relaxed)).in_file(&self.path));
+        }
         let end = host.0.saturating_add(length);
         let reserved = *self.reserved.read().unwrap_or_else(PoisonError::into_inner);
         let ranges = [reserved.header, reserved.l1, reserved.reftable];

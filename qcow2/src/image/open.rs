@@ -218,6 +218,9 @@ fn open_space(storage: &dyn Storage, header: &Header) -> Result<Space> {
         header.reftable_offset,
         header.reftable_clusters,
     )?;
+    refcounts.require_inside(
+        storage.len().map_err(|e| Error::io("cannot tell the file's length", e))?,
+    )?;
     let alloc = Allocator::new(storage, header.geometry, &mut refcounts)?;
     Ok(Space { refcounts, alloc })
 }
