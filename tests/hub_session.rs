@@ -22,6 +22,16 @@ fn pattern(length: usize, seed: usize) -> Vec<u8> {
     (0..length).map(|i| u8::try_from((i * 31 + i / 256 + seed) % 255).unwrap() + 1).collect()
 }
 
+/// A connection whose write of a megabyte of nines is held at the device's gate.
+fn held_write(hub: &Hub, device: &Scripted) -> std::net::TcpStream {
+    device.open_gate(false);
+    let mut stream = hub.transmitting();
+    stream.write_all(&request(CommandType::Write, 1, 0, 1 << 20)).unwrap();
+    stream.write_all(&[9; 1 << 20]).unwrap();
+    hub.wait_until(|_| device.waiting.load(Ordering::SeqCst) > 0);
+    stream
+}
+
 fn errno(result: Result<(), ClientError>) -> Errno {
     match result {
         Err(ClientError::Failed { errno, .. }) => errno,
@@ -253,11 +263,7 @@ fn disc_with_writes_pending_gets_every_reply_and_then_the_end() {
 fn a_client_that_leaves_without_a_word_has_its_writes_finished() {
     let device = Arc::new(Scripted::new(SIZE));
     let hub = Hub::with(Limits::default(), device.clone());
-    device.open_gate(false);
-    let mut stream = hub.transmitting();
-    stream.write_all(&request(CommandType::Write, 1, 0, 1 << 20)).unwrap();
-    stream.write_all(&[9; 1 << 20]).unwrap();
-    hub.wait_until(|_| device.waiting.load(Ordering::SeqCst) > 0);
+    let stream = held_write(&hub, &device);
     drop(stream);
     device.open_gate(true);
     hub.wait_until(|hub| hub.server.exports.all()[0].connections().0 == 0);
@@ -282,11 +288,7 @@ fn small_requests_are_answered_while_a_large_one_waits_for_the_disk() {
 fn closing_an_export_answers_what_is_in_flight_and_then_refuses() {
     let device = Arc::new(Scripted::new(SIZE));
     let hub = Hub::with(Limits::default(), device.clone());
-    device.open_gate(false);
-    let mut stream = hub.transmitting();
-    stream.write_all(&request(CommandType::Write, 1, 0, 1 << 20)).unwrap();
-    stream.write_all(&[9; 1 << 20]).unwrap();
-    hub.wait_until(|_| device.waiting.load(Ordering::SeqCst) > 0);
+    let mut stream = held_write(&hub, &device);
     let export = hub.server.exports.remove("disk").unwrap();
     let closing = std::thread::spawn(move || export.close(Duration::from_millis(300), GUARD));
     let mut cookie = 2;
@@ -329,11 +331,7 @@ fn a_write_that_is_still_coming_in_when_the_export_closes_is_finished() {
 fn a_device_that_does_not_come_back_cannot_hold_the_shutdown_for_ever() {
     let device = Arc::new(Scripted::new(SIZE));
     let hub = Hub::with(Limits::default(), device.clone());
-    device.open_gate(false);
-    let mut stream = hub.transmitting();
-    stream.write_all(&request(CommandType::Write, 1, 0, 1 << 20)).unwrap();
-    stream.write_all(&[9; 1 << 20]).unwrap();
-    hub.wait_until(|_| device.waiting.load(Ordering::SeqCst) > 0);
+    let _stream = held_write(&hub, &device);
     let export = hub.server.exports.remove("disk").unwrap();
     let error = export.close(Duration::from_millis(50), SHORT).unwrap_err();
     assert!(error.message.contains("cut off"), "{error}");

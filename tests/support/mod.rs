@@ -2,6 +2,9 @@
 #![allow(dead_code, unreachable_pub, missing_docs, reason = "each test file uses its part")]
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
+#[path = "../../qcow2/tests/support/readers.rs"]
+mod readers;
+
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::FileExt;
@@ -258,11 +261,12 @@ impl Drop for Hub {
     }
 }
 
-/// The image must be clean for qemu and for us.
+/// The image must be clean for qemu and for us, and read the same by everyone.
 pub fn check_clean(image: &Path) {
     ok("qemu-img", &["check", "-q", text(image)]);
     let output = hub(&["image", "check", text(image)]);
     assert!(output.status.success(), "{}", both(&output));
+    readers::agree(image);
 }
 
 /// The disks must be equal, says qemu.
