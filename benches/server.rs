@@ -22,7 +22,7 @@ fn serve() -> String {
     let limits = Limits::default();
     let server = Server::new(limits.clone()).unwrap();
     let device = Arc::new(NullDevice::new(SIZE, false));
-    let export = Export::new("disk".into(), String::new(), device, 16, limits.max_payload);
+    let export = Export::new("disk".into(), String::new(), device, &limits);
     server.exports.add(export).unwrap();
     let bound = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = bound.local_addr().unwrap().to_string();

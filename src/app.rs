@@ -204,14 +204,12 @@ impl App {
             Ok(Err(error)) => return Err(format!("export '{}': {error}", spec.name)),
             Err(error) => return Err(format!("export '{}': {error}", spec.name)),
         };
-        let limits = &self.server.limits;
-        let export = Export::new(
-            spec.name.clone(),
-            spec.description.clone(),
-            Arc::clone(&device),
-            spec.max_connections.unwrap_or(limits.connections_per_export),
-            limits.max_payload,
-        );
+        let mut limits = self.server.limits.clone();
+        if let Some(most) = spec.max_connections {
+            limits.connections_per_export = most;
+        }
+        let export =
+            Export::new(spec.name.clone(), spec.description.clone(), Arc::clone(&device), &limits);
         let added = self.server.exports.add(export);
         if added.is_err() {
             // It was never visible.

@@ -11,6 +11,7 @@ use hub_support::devices::Scripted;
 use hub_support::*;
 use nbd_proto::client::{Chunk, Reply, decode_reply};
 use nbd_proto::{CommandFlags, CommandType, Errno, Mode};
+use sendense_hub::block::BlockDevice;
 use sendense_hub::nbd::limits::Limits;
 
 const MIB: usize = 1 << 20;
@@ -100,4 +101,59 @@ fn what_an_image_does_not_hold_is_sent_as_a_hole() {
     assert_eq!(found.len(), 3, "{found:?}");
     let holes = found.iter().filter(|(_, chunk)| matches!(chunk, Chunk::Hole { .. }));
     assert_eq!(holes.count(), 2, "{found:?}");
+}
+
+/// Four bytes at each multiple of four tell where they are.
+fn positions(offset: u64, length: usize) -> Vec<u8> {
+    let first = u32::try_from(offset / 4).unwrap();
+    (first..).flat_map(u32::to_be_bytes).take(length).collect()
+}
+
+#[test]
+fn small_and_large_replies_keep_apart_when_the_peer_takes_them_late() {
+    let device = Scripted::new(16 * MIB);
+    device.memory.write(&positions(0, 16 * MIB), 0).unwrap();
+    let hub = Hub::with(Limits::default(), Arc::new(device));
+    let mut stream = hub.transmitting_structured();
+    let mut bytes = Vec::new();
+    let count = 400;
+    for cookie in 0..count {
+        let offset = cookie * 37_000 / 4 * 4;
+        bytes.extend(match cookie % 4 {
+            0 => request(READ, cookie, offset, 700_000),
+            1 => request(READ, cookie, offset, 512),
+            2 => request(CommandType::Flush, cookie, 0, 0),
+            _ => request(READ, cookie, u64::MAX, 1),
+        });
+    }
+    let mut writer = stream.try_clone().unwrap();
+    let sender = std::thread::spawn(move || writer.write_all(&bytes).unwrap());
+    // The socket is full by then, and replies wait in the queue.
+    std::thread::sleep(std::time::Duration::from_millis(200));
+    let mut input = Vec::new();
+    let mut done = 0;
+    let mut buffer = vec![0; 64 << 10];
+    while done < count {
+        let Some((reply, header)) = decode_reply(Mode::Structured, 64 << 20, &input).unwrap()
+        else {
+            let n = stream.read(&mut buffer).unwrap();
+            assert!(n > 0, "the server closed");
+            input.extend_from_slice(&buffer[..n]);
+            continue;
+        };
+        let Reply::Chunk { done: last, chunk, .. } = reply else { panic!("{reply:?}") };
+        input.drain(..header);
+        if let Chunk::Data { offset, length } = chunk {
+            let length = usize::try_from(length).unwrap();
+            while input.len() < length {
+                let n = stream.read(&mut buffer).unwrap();
+                assert!(n > 0, "the server closed");
+                input.extend_from_slice(&buffer[..n]);
+            }
+            assert!(input[..length] == positions(offset, length), "damage at {offset}");
+            input.drain(..length);
+        }
+        done += u64::from(last);
+    }
+    sender.join().unwrap();
 }

@@ -7,9 +7,9 @@ use crate::storage::Storage;
 use crate::types::{HostCluster, HostOffset};
 
 /// Smallest piece in which the file is grown ahead of its use, in bytes.
-const MIN_RESERVE: u64 = 1 << 20;
+const MIN_RESERVE: u64 = 32 << 20;
 /// Largest piece in which the file is grown ahead of its use, in bytes.
-const MAX_RESERVE: u64 = 128 << 20;
+const MAX_RESERVE: u64 = 256 << 20;
 /// Largest host offset that L1 and L2 entries can hold, exclusive: 64 PiB.
 const MAX_HOST: u64 = 1 << 56;
 
@@ -212,7 +212,7 @@ impl Allocator {
         if end <= self.reserved {
             return Ok(());
         }
-        let ahead = (end / 8).clamp(MIN_RESERVE, MAX_RESERVE);
+        let ahead = (end / 2).clamp(MIN_RESERVE, MAX_RESERVE);
         let goal = self.geometry.align_up(end + ahead);
         let from = self.reserved;
         if self.fresh_end && storage.reserve(from, goal - from).is_ok() {

@@ -127,13 +127,7 @@ impl Hub {
         let source = Source { format: Format::Qcow2, path: image.to_owned() };
         let device = export::open(&source, read_only).map_err(io::Error::other)?;
         let limits = &self.server.limits;
-        let export = Export::new(
-            "disk".into(),
-            String::new(),
-            device,
-            limits.connections_per_export,
-            limits.max_payload,
-        );
+        let export = Export::new("disk".into(), String::new(), device, limits);
         self.server.exports.add(Arc::clone(&export)).map_err(io::Error::other)?;
         Ok(export)
     }

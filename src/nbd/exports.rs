@@ -9,8 +9,10 @@ use std::time::{Duration, Instant};
 use nbd_proto::server::ExportInfo;
 use nbd_proto::{ALLOCATION_DEPTH, BASE_ALLOCATION, BlockSizes, TransmissionFlags};
 
+use super::limits::Limits;
 use super::socket::Socket;
 use super::stats::Stats;
+use super::workers::Workers;
 use crate::block::{BlockDevice, BlockError, BlockErrorKind, BlockResult};
 use crate::model::validate_export_name;
 
@@ -92,6 +94,7 @@ pub struct Export {
     pub device: Arc<dyn BlockDevice>,
     /// What it did.
     pub stats: Stats,
+    pub(super) workers: Workers,
     max_connections: usize,
     max_payload: u32,
     in_use: AtomicUsize,
@@ -135,21 +138,21 @@ impl Drop for Entered {
 }
 
 impl Export {
-    /// An export of `device`.
+    /// An export of `device`, within `limits`.
     pub fn new(
         name: String,
         description: String,
         device: Arc<dyn BlockDevice>,
-        max_connections: usize,
-        max_payload: u32,
+        limits: &Limits,
     ) -> Arc<Self> {
         Arc::new(Self {
             name,
             description,
             device,
             stats: Stats::default(),
-            max_connections,
-            max_payload,
+            workers: Workers::new(limits.workers),
+            max_connections: limits.connections_per_export,
+            max_payload: limits.max_payload,
             in_use: AtomicUsize::new(0),
             served: AtomicU64::new(0),
             closing: AtomicBool::new(false),

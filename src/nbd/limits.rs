@@ -39,7 +39,8 @@ pub struct Limits {
     pub shutdown_notice: Duration,
     /// Time for the whole shutdown: requests finish, images flush and close.
     pub shutdown: Duration,
-    /// Threads that move pieces between memory and disk.
+    /// Threads of one export that move pieces between memory and its disk: deep enough for disks
+    /// that answer late, and not so deep that sequential work becomes random.
     pub workers: usize,
 }
 
@@ -59,7 +60,7 @@ impl Default for Limits {
             stall_under_pressure: Duration::from_secs(5),
             shutdown_notice: Duration::from_millis(200),
             shutdown: Duration::from_secs(30),
-            workers: 16,
+            workers: 6,
         }
     }
 }

@@ -171,7 +171,7 @@ impl Session {
                 return Err(end);
             }
             let large = Arc::clone(&large);
-            server.workers.submit(move || {
+            self.shared.export.workers.submit(move || {
                 let device = &large.shared.export.device;
                 if let Err(error) = device.write(piece.bytes(), range.0) {
                     large.fail(error, range.0);
@@ -237,7 +237,7 @@ impl Session {
             let share = Arc::new(server.read_memory.take(length(range)));
             let large = Arc::clone(&large);
             let job_server = Arc::clone(&server);
-            server.workers.submit(move || {
+            self.shared.export.workers.submit(move || {
                 let piece = job_server.pool.piece(range.0, length(range), share);
                 read_piece(&large, piece, range.0, window);
             });
@@ -289,7 +289,7 @@ impl Session {
             let (large, share, window) =
                 (Arc::clone(&large), Arc::clone(&share), Arc::clone(&window));
             let job_server = Arc::clone(&server);
-            server.workers.submit(move || {
+            self.shared.export.workers.submit(move || {
                 let mut piece = job_server.pool.piece(range.0, length(range), share);
                 match large.shared.export.device.read(piece.bytes_mut(), range.0) {
                     Ok(()) => {

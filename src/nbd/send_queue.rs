@@ -55,6 +55,8 @@ struct State {
     has_thread: bool,
     closing: bool,
     failed: bool,
+    /// Threads that wait for a change: waking nobody costs a system call too.
+    waiting: usize,
 }
 
 impl State {
@@ -90,6 +92,19 @@ impl SendQueue {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn wait_change<'a>(&self, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        state.waiting += 1;
+        state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        state.waiting -= 1;
+        state
+    }
+
+    fn tell(&self, state: &State) {
+        if state.waiting > 0 {
+            self.changed.notify_all();
+        }
+    }
+
     /// Adds messages, to be sent by the next [`Self::kick`]. Never blocks for long: callers may
     /// hold a lock that decides the order of their messages.
     pub(super) fn add(&self, messages: impl IntoIterator<Item = Message>) {
@@ -117,6 +132,38 @@ impl SendQueue {
         self.kick();
     }
 
+    /// Sends gathered headers and leaves `replies` empty. Where nothing else is on its way they go
+    /// straight from there.
+    pub(super) fn send_replies(self: &Arc<Self>, replies: &mut Vec<u8>) {
+        let mut state = self.lock();
+        if state.sending || state.full || !state.queue.is_empty() {
+            drop(state);
+            return self.send([Message::header(std::mem::take(replies))]);
+        }
+        if state.failed {
+            return replies.clear();
+        }
+        state.sending = true;
+        drop(state);
+        let sent = self.socket.send_now(&[IoSlice::new(replies)]);
+        state = self.lock();
+        state.sending = false;
+        self.tell(&state);
+        match sent {
+            Ok(n) if n < replies.len() => {
+                // What others added meanwhile comes behind the rest of this.
+                state.queue.push_front(Message::header(replies.split_off(n)));
+            }
+            Ok(_) => {}
+            Err(_) => self.fail(&mut state),
+        }
+        replies.clear();
+        if !state.queue.is_empty() {
+            drop(state);
+            self.kick();
+        }
+    }
+
     /// Sends until the queue is empty (`false`) or the socket is full or broken (`true`).
     fn drain<'a>(&'a self, mut state: MutexGuard<'a, State>) -> (MutexGuard<'a, State>, bool) {
         state.sending = true;
@@ -141,7 +188,7 @@ impl SendQueue {
             }
         }
         state.sending = false;
-        self.changed.notify_all();
+        self.tell(&state);
         (state, stopped)
     }
 
@@ -149,7 +196,7 @@ impl SendQueue {
         state.failed = true;
         state.queue.clear();
         self.socket.shut(Shutdown::Both);
-        self.changed.notify_all();
+        self.tell(state);
     }
 
     /// Leaves the rest to the sender thread, which is started when it is first needed.
@@ -166,7 +213,7 @@ impl SendQueue {
             }
             state.has_thread = true;
         }
-        self.changed.notify_all();
+        self.tell(state);
     }
 
     /// The sender thread: waits for a full socket to take bytes again.
@@ -174,7 +221,7 @@ impl SendQueue {
         let mut state = self.lock();
         loop {
             while !state.full && !state.failed && !state.closing {
-                state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+                state = self.wait_change(state);
             }
             if state.failed || (state.closing && !state.full) {
                 break;
@@ -192,7 +239,7 @@ impl SendQueue {
         }
         state.has_thread = false;
         state.full = false;
-        self.changed.notify_all();
+        self.tell(&state);
     }
 
     /// Waits until the peer takes bytes; `false` when patience or the connection is at its end.
@@ -217,7 +264,7 @@ impl SendQueue {
     pub(super) fn wait_below(&self, bytes: usize) -> bool {
         let mut state = self.lock();
         while !state.failed && state.unsent() > bytes {
-            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = self.wait_change(state);
         }
         !state.failed
     }
@@ -226,9 +273,9 @@ impl SendQueue {
     pub(super) fn finish(&self) -> bool {
         let mut state = self.lock();
         state.closing = true;
-        self.changed.notify_all();
+        self.tell(&state);
         while !state.failed && (state.sending || !state.queue.is_empty()) {
-            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = self.wait_change(state);
         }
         !state.failed
     }

@@ -6,9 +6,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use super::buffers::{Budget, Pool};
 use super::exports::Exports;
 use super::limits::Limits;
-use super::workers::Workers;
 
-/// The server's state: exports, bounds, memory and threads.
+/// The server's state: exports, bounds and memory.
 pub struct Server {
     /// What is served.
     pub exports: Exports,
@@ -17,7 +16,6 @@ pub struct Server {
     pub(super) pool: Arc<Pool>,
     pub(super) read_memory: Arc<Budget>,
     pub(super) write_memory: Arc<Budget>,
-    pub(super) workers: Workers,
     connections: AtomicUsize,
 }
 
@@ -25,7 +23,7 @@ impl Server {
     /// A server without exports.
     ///
     /// # Errors
-    /// `InvalidInput` for bounds that cannot work together; when threads cannot start.
+    /// `InvalidInput` for bounds that cannot work together.
     pub fn new(limits: Limits) -> std::io::Result<Arc<Self>> {
         limits.validate().map_err(|e| std::io::Error::new(std::io::ErrorKind::InvalidInput, e))?;
         Ok(Arc::new(Self {
@@ -33,7 +31,6 @@ impl Server {
             pool: Arc::new(Pool::default()),
             read_memory: Budget::new(limits.buffered_reads()),
             write_memory: Budget::new(limits.buffered_writes()),
-            workers: Workers::start(limits.workers)?,
             connections: AtomicUsize::new(0),
             limits,
         }))

@@ -13,7 +13,7 @@ use nbd_proto::server::{
 use super::buffers::Budget;
 use super::exports::{Control, Export, Slot};
 use super::limits::INLINE_PAYLOAD;
-use super::send_queue::{Message, SendQueue, TICK};
+use super::send_queue::{SendQueue, TICK};
 use super::server::Server;
 use super::socket::Socket;
 use super::stats::Stats;
@@ -26,6 +26,11 @@ const BATCH: usize = 256 << 10;
 const UNSENT: usize = 256 << 10;
 /// Read and unsent bytes of one connection where replies may come in pieces.
 const STRUCTURED_WINDOW: usize = 8 << 20;
+
+/// Longest time of asking for the next request before sleeping.
+const POLL: Duration = Duration::from_micros(50);
+/// A request that comes within this time comes soon.
+const SOON: Duration = Duration::from_micros(100);
 
 /// Why a connection ended.
 #[derive(Debug)]
@@ -44,23 +49,53 @@ impl From<io::Error> for End {
     }
 }
 
+/// Whether asking for the next request before sleeping has been worth it.
+#[derive(Default)]
+struct Poll {
+    /// Sleeps in a row that ended soon.
+    soon: u32,
+}
+
+impl Poll {
+    fn worthwhile(&self) -> bool {
+        self.soon >= 4
+    }
+
+    fn slept(&mut self, time: Duration) {
+        self.soon = if time < SOON { self.soon + 1 } else { 0 };
+    }
+
+    fn missed(&mut self) {
+        self.soon = 0;
+    }
+}
+
 /// Requests that are being worked on.
 #[derive(Default)]
 pub(super) struct Active {
-    count: Mutex<usize>,
+    count: Mutex<Count>,
     changed: Condvar,
+}
+
+#[derive(Default)]
+struct Count {
+    requests: usize,
+    /// Threads that wait for a change: waking nobody costs a system call too.
+    waiting: usize,
 }
 
 impl Active {
     fn wait(&self, below: usize) {
         let mut count = self.count.lock().unwrap_or_else(PoisonError::into_inner);
-        while *count >= below {
+        while count.requests >= below {
+            count.waiting += 1;
             count = self.changed.wait(count).unwrap_or_else(PoisonError::into_inner);
+            count.waiting -= 1;
         }
     }
 
     pub(super) fn enter(self: &Arc<Self>) -> ActiveGuard {
-        *self.count.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        self.count.lock().unwrap_or_else(PoisonError::into_inner).requests += 1;
         ActiveGuard(Arc::clone(self))
     }
 }
@@ -70,8 +105,11 @@ pub(super) struct ActiveGuard(Arc<Active>);
 
 impl Drop for ActiveGuard {
     fn drop(&mut self) {
-        *self.0.count.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
-        self.0.changed.notify_all();
+        let mut count = self.0.count.lock().unwrap_or_else(PoisonError::into_inner);
+        count.requests -= 1;
+        if count.waiting > 0 {
+            self.0.changed.notify_all();
+        }
     }
 }
 
@@ -102,6 +140,7 @@ pub(super) struct Session {
     pub(super) batch: Vec<u8>,
     /// The last request had a large payload: receive headers alone, to copy nothing.
     pub(super) exact_headers: bool,
+    poll: Poll,
     /// Waits for input are short, because memory is held meanwhile that others may need.
     alert: bool,
 }
@@ -169,6 +208,7 @@ pub(super) fn serve(
         end: rest.len(),
         batch: Vec::new(),
         exact_headers: false,
+        poll: Poll::default(),
         alert: false,
     };
     let end = if rest.len() < negotiated.rest.len() {
@@ -279,8 +319,7 @@ impl Session {
     /// Sends the replies gathered so far.
     pub(super) fn flush_batch(&mut self) {
         if !self.batch.is_empty() {
-            let replies = std::mem::take(&mut self.batch);
-            self.shared.queue.send([Message::header(replies)]);
+            self.shared.queue.send_replies(&mut self.batch);
         }
     }
 
@@ -306,7 +345,8 @@ impl Session {
         let mut waits = 0;
         while self.end < length {
             let limit = if self.exact_headers { length } else { INPUT };
-            match self.socket.receive(&mut self.input[self.end..limit]) {
+            let polls = !self.exact_headers && self.end == 0;
+            match self.receive_polling(polls, limit) {
                 Ok(0) if self.end == 0 || self.control.is_ending() => return Ok(false),
                 Ok(0) => return Err(End::Broken(io::ErrorKind::UnexpectedEof.into())),
                 Ok(n) => {
@@ -330,6 +370,31 @@ impl Session {
             }
         }
         Ok(true)
+    }
+
+    /// Receives into the input. After small requests that follow each other closely it asks for a
+    /// moment before it sleeps: waking up takes longer than they do.
+    fn receive_polling(&mut self, polls: bool, limit: usize) -> io::Result<usize> {
+        let buf = &mut self.input[self.end..limit];
+        if !polls || !self.poll.worthwhile() {
+            let since = Instant::now();
+            let received = self.socket.receive(buf);
+            self.poll.slept(since.elapsed());
+            return received;
+        }
+        let since = Instant::now();
+        loop {
+            match self.socket.receive_now(buf) {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    if since.elapsed() >= POLL {
+                        self.poll.missed();
+                        return self.socket.receive(buf);
+                    }
+                    std::thread::yield_now();
+                }
+                received => return received,
+            }
+        }
     }
 
     fn compact(&mut self) {

@@ -48,6 +48,14 @@ impl Socket {
         self.receive_with(buf, RecvFlags::empty())
     }
 
+    /// Receives what is there now.
+    ///
+    /// # Errors
+    /// `WouldBlock` when nothing is there.
+    pub(super) fn receive_now(&self, buf: &mut [u8]) -> io::Result<usize> {
+        self.receive_with(buf, RecvFlags::DONTWAIT)
+    }
+
     /// Bounds each wait for input from now on.
     ///
     /// # Errors

@@ -1,89 +1,145 @@
-//! A bounded pool of threads for device calls on large payloads, shared by all connections.
+//! The threads of one export that make device calls for large payloads. A disk that hangs holds
+//! those of its own export, and nobody else's.
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::thread::JoinHandle;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// Time without work after which a thread ends.
+const IDLE: Duration = Duration::from_secs(10);
 
 type Job = Box<dyn FnOnce() + Send>;
 
 #[derive(Default)]
-struct Queue {
+struct State {
     jobs: VecDeque<Job>,
+    threads: usize,
+    /// Threads that wait for a job.
+    idle: usize,
     closed: bool,
 }
 
 #[derive(Default)]
 struct Shared {
-    queue: Mutex<Queue>,
+    state: Mutex<State>,
     added: Condvar,
 }
 
-/// The pool. Dropping it waits for every job.
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The threads, started as they are needed.
 pub(super) struct Workers {
     shared: Arc<Shared>,
-    threads: Vec<JoinHandle<()>>,
+    most: usize,
 }
 
 impl Workers {
-    /// Starts `count` threads.
-    ///
-    /// # Errors
-    /// When the system gives no thread.
-    pub(super) fn start(count: usize) -> std::io::Result<Self> {
-        let shared = Arc::new(Shared::default());
-        let threads = (0..count)
-            .map(|number| {
-                let shared = Arc::clone(&shared);
-                std::thread::Builder::new()
-                    .name(format!("nbd-io-{number}"))
-                    .spawn(move || run(&shared))
-            })
-            .collect::<std::io::Result<_>>()?;
-        Ok(Self { shared, threads })
+    /// Threads for one export, at most `most` of them.
+    pub(super) fn new(most: usize) -> Self {
+        Self { shared: Arc::default(), most }
     }
 
     /// Adds a job; jobs start in order. The queue is bounded by what the callers' memory shares
-    /// allow.
+    /// allow. Where the system gives no thread at all, the caller's does the work.
     pub(super) fn submit(&self, job: impl FnOnce() + Send + 'static) {
-        let mut queue = self.shared.queue.lock().unwrap_or_else(PoisonError::into_inner);
-        queue.jobs.push_back(Box::new(job));
-        drop(queue);
-        self.shared.added.notify_one();
-    }
-}
-
-fn run(shared: &Shared) {
-    loop {
-        let job = {
-            let mut queue = shared.queue.lock().unwrap_or_else(PoisonError::into_inner);
-            loop {
-                if let Some(job) = queue.jobs.pop_front() {
-                    break job;
-                }
-                if queue.closed {
-                    return;
-                }
-                queue = shared.added.wait(queue).unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.shared.lock();
+        state.jobs.push_back(Box::new(job));
+        if state.jobs.len() > state.idle && state.threads < self.most {
+            let shared = Arc::clone(&self.shared);
+            let thread = std::thread::Builder::new().name("nbd-io".into()).stack_size(super::STACK);
+            match thread.spawn(move || run(&shared)) {
+                Ok(_) => state.threads += 1,
+                Err(error) => tracing::error!(%error, "no thread for disk I/O"),
             }
-        };
-        // A defect in one request must not take the thread from all others.
-        if catch_unwind(AssertUnwindSafe(job)).is_err() {
-            tracing::error!(
-                "a device call panicked; this is a defect of the hub, please report it"
-            );
+        }
+        let (idle, threads) = (state.idle, state.threads);
+        let alone = if threads == 0 { state.jobs.pop_front() } else { None };
+        drop(state);
+        if idle > 0 {
+            self.shared.added.notify_one();
+        }
+        if let Some(job) = alone {
+            guarded(job);
         }
     }
 }
 
 impl Drop for Workers {
     fn drop(&mut self) {
-        self.shared.queue.lock().unwrap_or_else(PoisonError::into_inner).closed = true;
+        // Jobs hold their export, and with it this: there are none any more.
+        self.shared.lock().closed = true;
         self.shared.added.notify_all();
-        // The last owner may be a job.
-        let own = std::thread::current().id();
-        for thread in self.threads.drain(..).filter(|thread| thread.thread().id() != own) {
-            let _ = thread.join();
+    }
+}
+
+fn run(shared: &Shared) {
+    let mut state = shared.lock();
+    loop {
+        if let Some(job) = state.jobs.pop_front() {
+            drop(state);
+            guarded(job);
+            state = shared.lock();
+            continue;
         }
+        if state.closed {
+            break;
+        }
+        state.idle += 1;
+        let waited = shared.added.wait_timeout(state, IDLE);
+        let (after, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
+        state = after;
+        state.idle -= 1;
+        if timeout.timed_out() && state.jobs.is_empty() {
+            break;
+        }
+    }
+    state.threads -= 1;
+}
+
+/// A defect in one request must not take the thread from all others.
+fn guarded(job: Job) {
+    if catch_unwind(AssertUnwindSafe(job)).is_err() {
+        tracing::error!("a device call panicked; this is a defect of the hub, please report it");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::mpsc;
+
+    #[test]
+    fn every_job_is_done_by_no_more_threads_than_allowed() {
+        let workers = Workers::new(3);
+        let (running, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let (done, all) = mpsc::channel();
+        for number in 0..100 {
+            let (running, most, done) = (Arc::clone(&running), Arc::clone(&most), done.clone());
+            workers.submit(move || {
+                most.fetch_max(running.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+                std::thread::yield_now();
+                running.fetch_sub(1, Ordering::SeqCst);
+                done.send(number).unwrap();
+            });
+        }
+        let mut numbers: Vec<i32> = all.iter().take(100).collect();
+        numbers.sort_unstable();
+        assert!(numbers.into_iter().eq(0..100));
+        assert!((1..=3).contains(&most.load(Ordering::SeqCst)));
+    }
+
+    #[test]
+    fn a_job_that_panics_takes_no_thread_with_it() {
+        let workers = Workers::new(1);
+        workers.submit(|| panic!("as the test wants"));
+        let (done, result) = mpsc::channel();
+        workers.submit(move || done.send(7).unwrap());
+        assert_eq!(result.recv().unwrap(), 7);
     }
 }

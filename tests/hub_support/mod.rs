@@ -62,13 +62,7 @@ impl Hub {
 
     pub fn add(&self, name: &str, device: Arc<dyn BlockDevice>) -> Arc<Export> {
         let limits = &self.server.limits;
-        let export = Export::new(
-            name.to_owned(),
-            String::new(),
-            device,
-            limits.connections_per_export,
-            limits.max_payload,
-        );
+        let export = Export::new(name.to_owned(), String::new(), device, limits);
         self.server.exports.add(Arc::clone(&export)).unwrap();
         export
     }
