@@ -18,7 +18,7 @@ use qcow2_rs::utils::qcow2_setup_dev_sync;
 /// Bytes of a request.
 const PIECE: usize = 1 << 20;
 /// Requests in flight where the engine can have several.
-const THREADS: u64 = 4;
+const THREADS: usize = 4;
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
 
@@ -30,11 +30,11 @@ fn buffer() -> Qcow2IoBuf<u8> {
 fn ours(source: &File, size: u64, path: &Path) -> Outcome<()> {
     let image = Image::open(path, &OpenOptions::new())?;
     std::thread::scope(|scope| {
-        let write = |first: u64| {
+        let write = |first: usize| {
             let image = &image;
             move || -> Result<(), Box<dyn Error + Send + Sync>> {
                 let mut piece = buffer();
-                for at in (first * PIECE as u64..size).step_by(PIECE * THREADS as usize) {
+                for at in ((first * PIECE) as u64..size).step_by(PIECE * THREADS) {
                     source.read_exact_at(&mut piece, at)?;
                     image.write_at(&piece, at)?;
                 }

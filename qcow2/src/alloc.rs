@@ -6,9 +6,12 @@ use crate::refcount::Refcounts;
 use crate::storage::Storage;
 use crate::types::{HostCluster, HostOffset};
 
-/// Smallest piece in which the file is grown ahead of its use, in bytes.
-const MIN_RESERVE: u64 = 32 << 20;
-/// Largest piece in which the file is grown ahead of its use, in bytes.
+/// Smallest and largest first piece by which the file is grown ahead of its use, in bytes; between
+/// them it is a part of the disk's size.
+const FIRST_RESERVE: (u64, u64) = (1 << 20, 32 << 20);
+/// The first piece is one of so many parts of the disk.
+const FIRST_RESERVE_SHARE: u64 = 64;
+/// Largest piece, in bytes. Growing waits for the direct writes in flight: seldom is better.
 const MAX_RESERVE: u64 = 256 << 20;
 /// Largest host offset that L1 and L2 entries can hold, exclusive: 64 PiB.
 const MAX_HOST: u64 = 1 << 56;
@@ -212,7 +215,8 @@ impl Allocator {
         if end <= self.reserved {
             return Ok(());
         }
-        let ahead = (end / 2).clamp(MIN_RESERVE, MAX_RESERVE);
+        let disk = self.geometry.size / FIRST_RESERVE_SHARE;
+        let ahead = (end / 2).clamp(disk.clamp(FIRST_RESERVE.0, FIRST_RESERVE.1), MAX_RESERVE);
         let goal = self.geometry.align_up(end + ahead);
         let from = self.reserved;
         if self.fresh_end && storage.reserve(from, goal - from).is_ok() {

@@ -1,13 +1,15 @@
 //! Memory for payloads: one budget for the process, taken before a buffer exists, and aligned
 //! buffers that are used again.
 
-use std::collections::VecDeque;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use super::limits::{ALIGNMENT, PIECE};
 
-/// Buffers that are kept for use again, in all.
-const KEPT: usize = 64;
+/// Bytes of buffers that are kept for use again, in all.
+const KEPT: usize = 32 << 20;
+/// Smallest buffer in bytes.
+const SMALLEST: usize = 16 << 10;
 
 /// A number of bytes that many take from and give back to, in order of arrival.
 #[derive(Debug)]
@@ -40,7 +42,7 @@ impl Budget {
         Arc::new(Self { state: Mutex::new(state), returned: Condvar::new(), total })
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, BudgetState> {
+    fn lock(&self) -> MutexGuard<'_, BudgetState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -60,9 +62,15 @@ impl Budget {
         }
         state.free -= bytes;
         state.lowest = state.lowest.min(state.free);
-        drop(state);
-        self.returned.notify_all();
+        self.wake(&state);
         Share { budget: Arc::clone(self), bytes }
+    }
+
+    /// Tells those who wait, where there are any: telling nobody costs a system call too.
+    fn wake(&self, state: &BudgetState) {
+        if !state.waiting.is_empty() {
+            self.returned.notify_all();
+        }
     }
 
     /// Whether somebody waits.
@@ -78,15 +86,30 @@ impl Budget {
 
 impl Drop for Share {
     fn drop(&mut self) {
-        self.budget.lock().free += self.bytes;
-        self.budget.returned.notify_all();
+        let mut state = self.budget.lock();
+        state.free += self.bytes;
+        self.budget.wake(&state);
     }
 }
 
-/// Page-aligned buffers of [`PIECE`] bytes (and a page to shift in).
+/// Bytes of memory that a payload of `length` (at most [`PIECE`]) takes: what to take from the
+/// budget for it.
+pub fn footprint(length: usize) -> usize {
+    // A page to align in, and a page to shift in.
+    length.next_power_of_two().clamp(SMALLEST, PIECE) + 2 * ALIGNMENT
+}
+
+/// Page-aligned buffers in sizes of powers of two.
 #[derive(Debug, Default)]
 pub struct Pool {
-    kept: Mutex<Vec<Vec<u8>>>,
+    kept: Mutex<Kept>,
+}
+
+#[derive(Debug, Default)]
+struct Kept {
+    bytes: usize,
+    /// By size.
+    buffers: BTreeMap<usize, Vec<Vec<u8>>>,
 }
 
 /// A part of a pooled buffer whose address is congruent to a disk offset, page by page.
@@ -101,16 +124,35 @@ pub struct Piece {
 }
 
 impl Pool {
-    /// A buffer for `length` (at most [`PIECE`]) bytes of the disk from `offset` on, paid for with
-    /// `share`.
+    /// A buffer for `length` (at most [`PIECE`]) bytes of the disk from `offset` on; `share` has
+    /// paid its [`footprint`].
     pub fn piece(self: &Arc<Self>, offset: u64, length: usize, share: Arc<Share>) -> Piece {
         debug_assert!(length <= PIECE, "a piece is bounded");
-        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let memory = kept.unwrap_or_else(|| vec![0; PIECE + 2 * ALIGNMENT]);
+        let size = footprint(length);
+        let memory = self.lock().take(size).unwrap_or_else(|| vec![0; size]);
         let aligned = memory.as_ptr().align_offset(ALIGNMENT);
         #[allow(clippy::cast_possible_truncation, reason = "a remainder")]
         let start = aligned + (offset % ALIGNMENT as u64) as usize;
         Piece { memory, start, length, pool: Arc::clone(self), _share: share }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Kept> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Kept {
+    fn take(&mut self, size: usize) -> Option<Vec<u8>> {
+        let buffer = self.buffers.get_mut(&size)?.pop()?;
+        self.bytes -= size;
+        Some(buffer)
+    }
+
+    fn keep(&mut self, buffer: Vec<u8>) {
+        if self.bytes + buffer.len() <= KEPT {
+            self.bytes += buffer.len();
+            self.buffers.entry(buffer.len()).or_default().push(buffer);
+        }
     }
 }
 
@@ -128,10 +170,7 @@ impl Piece {
 
 impl Drop for Piece {
     fn drop(&mut self) {
-        let mut kept = self.pool.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        if kept.len() < KEPT {
-            kept.push(std::mem::take(&mut self.memory));
-        }
+        self.pool.lock().keep(std::mem::take(&mut self.memory));
     }
 }
 
@@ -150,6 +189,21 @@ mod tests {
             assert_eq!(piece.bytes().len(), 1000);
         }
         assert_eq!(budget.peak(), 1000);
+    }
+
+    #[test]
+    fn a_buffer_fits_its_payload_wherever_it_starts_and_is_used_again() {
+        let pool = Arc::new(Pool::default());
+        let budget = Budget::new(10 << 20);
+        for length in [1, 512, 16 << 10, (16 << 10) + 1, 100_000, PIECE - 1, PIECE] {
+            let share = || Arc::new(budget.take(footprint(length)));
+            let mut piece = pool.piece(4095, length, share());
+            piece.bytes_mut().fill(7);
+            assert_eq!(piece.bytes().len(), length);
+            let address = piece.bytes().as_ptr().addr();
+            drop(piece);
+            assert_eq!(pool.piece(4095, length, share()).bytes().as_ptr().addr(), address);
+        }
     }
 
     #[test]

@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 use nbd_proto::server::ExportInfo;
 use nbd_proto::{ALLOCATION_DEPTH, BASE_ALLOCATION, BlockSizes, TransmissionFlags};
 
-use super::limits::Limits;
+use super::limits::{INLINE_PAYLOAD, Limits};
 use super::socket::Socket;
 use super::stats::Stats;
-use super::workers::Workers;
+use super::workers::{Pace, Workers};
 use crate::block::{BlockDevice, BlockError, BlockErrorKind, BlockResult};
 use crate::model::validate_export_name;
 
@@ -95,6 +95,7 @@ pub struct Export {
     /// What it did.
     pub stats: Stats,
     pub(super) workers: Workers,
+    pub(super) pace: Pace,
     max_connections: usize,
     max_payload: u32,
     in_use: AtomicUsize,
@@ -151,6 +152,7 @@ impl Export {
             device,
             stats: Stats::default(),
             workers: Workers::new(limits.workers),
+            pace: Pace::default(),
             max_connections: limits.connections_per_export,
             max_payload: limits.max_payload,
             in_use: AtomicUsize::new(0),
@@ -237,6 +239,22 @@ impl Export {
         sessions.open.insert(id, Arc::clone(&control));
         self.served.fetch_add(1, Ordering::Relaxed);
         (Entered { export: Arc::clone(self), id }, control)
+    }
+
+    /// Reads from the device.
+    pub(super) fn read(&self, buf: &mut [u8], offset: u64) -> BlockResult<()> {
+        match buf.len() {
+            ..=INLINE_PAYLOAD => self.pace.measure(|| self.device.read(buf, offset)),
+            _ => self.device.read(buf, offset),
+        }
+    }
+
+    /// Writes to the device.
+    pub(super) fn write(&self, buf: &[u8], offset: u64) -> BlockResult<()> {
+        match buf.len() {
+            ..=INLINE_PAYLOAD => self.pace.measure(|| self.device.write(buf, offset)),
+            _ => self.device.write(buf, offset),
+        }
     }
 
     /// Refuses new requests on every connection.

@@ -7,7 +7,7 @@ use std::time::Instant;
 use nbd_proto::server::{Command, ExtentList, Request, StatusFilter};
 use nbd_proto::{ALLOCATION_DEPTH, Errno, ExtentState, Mode};
 
-use super::buffers::Piece;
+use super::buffers::{Piece, footprint};
 use super::limits::{INLINE_PAYLOAD, PIECE};
 use super::send_queue::{Message, WindowShare};
 use super::session::{ActiveGuard, End, Session, Shared};
@@ -144,7 +144,7 @@ impl Session {
         let length = request.length as usize;
         self.fill(length)?;
         let shared = Arc::clone(&self.shared);
-        let written = shared.export.device.write(self.buffered(length), request.offset);
+        let written = shared.export.write(self.buffered(length), request.offset);
         self.consume(length);
         let result = shared.flush_if(fua, written);
         shared.reply(&mut self.batch, request, Kind::Write, result, since);
@@ -162,7 +162,7 @@ impl Session {
         let large = Large::new(&self.shared, request, count);
         let server = Arc::clone(&self.shared.server);
         for (done, range) in pieces(request.offset, end).enumerate() {
-            let share = Arc::new(server.write_memory.take(length(range)));
+            let share = Arc::new(server.write_memory.take(footprint(length(range))));
             let mut piece = server.pool.piece(range.0, length(range), share);
             if let Err(end) = self.receive_into(piece.bytes_mut()) {
                 // What came is written, but this write must never be answered as done.
@@ -172,8 +172,7 @@ impl Session {
             }
             let large = Arc::clone(&large);
             self.shared.export.workers.submit(move || {
-                let device = &large.shared.export.device;
-                if let Err(error) = device.write(piece.bytes(), range.0) {
+                if let Err(error) = large.shared.export.write(piece.bytes(), range.0) {
                     large.fail(error, range.0);
                 }
                 drop(piece);
@@ -198,7 +197,7 @@ impl Session {
         shared.encoder.data(&mut self.batch, id, request.offset, length, true);
         let data = self.batch.len();
         self.batch.resize(data + length, 0);
-        let result = shared.export.device.read(&mut self.batch[data..], request.offset);
+        let result = shared.export.read(&mut self.batch[data..], request.offset);
         shared.record(Kind::Read, request.length, result.is_ok(), since);
         if let Err(error) = result {
             self.batch.truncate(before);
@@ -234,7 +233,7 @@ impl Session {
             }
             let window = Arc::new(self.window.take(length(range)));
             let server = Arc::clone(&self.shared.server);
-            let share = Arc::new(server.read_memory.take(length(range)));
+            let share = Arc::new(server.read_memory.take(footprint(length(range))));
             let large = Arc::clone(&large);
             let job_server = Arc::clone(&server);
             self.shared.export.workers.submit(move || {
@@ -282,7 +281,8 @@ impl Session {
         let bytes = request.length as usize;
         let window = Arc::new(self.window.take(bytes));
         let server = Arc::clone(&self.shared.server);
-        let share = Arc::new(server.read_memory.take(bytes));
+        let memory = pieces(request.offset, end).map(|range| footprint(length(range))).sum();
+        let share = Arc::new(server.read_memory.take(memory));
         let large = Large::new(&self.shared, request, count);
         large.parts.lock().unwrap_or_else(PoisonError::into_inner).resize_with(count, || None);
         for (number, range) in pieces(request.offset, end).enumerate() {
@@ -291,7 +291,7 @@ impl Session {
             let job_server = Arc::clone(&server);
             self.shared.export.workers.submit(move || {
                 let mut piece = job_server.pool.piece(range.0, length(range), share);
-                match large.shared.export.device.read(piece.bytes_mut(), range.0) {
+                match large.shared.export.read(piece.bytes_mut(), range.0) {
                     Ok(()) => {
                         let mut parts = large.parts.lock().unwrap_or_else(PoisonError::into_inner);
                         parts[number] = Some(piece);
@@ -395,7 +395,7 @@ fn complete_write(large: &Large, fua: bool) {
 
 /// Reads one piece of a structured read and sends it.
 fn read_piece(large: &Large, mut piece: Piece, at: u64, window: Arc<WindowShare>) {
-    let message = match large.shared.export.device.read(piece.bytes_mut(), at) {
+    let message = match large.shared.export.read(piece.bytes_mut(), at) {
         Ok(()) => Some((piece, window)),
         Err(error) => {
             large.fail(error, at);

@@ -94,6 +94,10 @@ impl Active {
         }
     }
 
+    fn requests(&self) -> usize {
+        self.count.lock().unwrap_or_else(PoisonError::into_inner).requests
+    }
+
     pub(super) fn enter(self: &Arc<Self>) -> ActiveGuard {
         self.count.lock().unwrap_or_else(PoisonError::into_inner).requests += 1;
         ActiveGuard(Arc::clone(self))
@@ -296,7 +300,8 @@ impl Session {
 
     fn accept(&mut self, request: Request) -> Result<(), End> {
         self.shared.active.wait(self.shared.server.limits.requests_per_connection);
-        let small = request.length <= INLINE_PAYLOAD as u64;
+        let small =
+            request.length == 0 || request.length <= INLINE_PAYLOAD as u64 && !self.should_spread();
         match request.command {
             Command::Write { fua } if small => self.write_inline(&request, fua),
             Command::Write { fua } => self.write_pieces(&request, fua),
@@ -304,6 +309,13 @@ impl Session {
             Command::Read { whole } => self.read_pieces(&request, whole),
             _ => self.other(&request),
         }
+    }
+
+    /// Whether small requests, too, go to other threads: where the disk lets them wait and there is
+    /// more to do meanwhile.
+    fn should_spread(&self) -> bool {
+        self.shared.export.pace.is_slow()
+            && (self.end > self.start || self.shared.active.requests() > 0)
     }
 
     fn reject(&mut self, rejection: &Rejection) -> Result<(), End> {

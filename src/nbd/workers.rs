@@ -3,8 +3,9 @@
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Time without work after which a thread ends.
 const IDLE: Duration = Duration::from_secs(10);
@@ -101,6 +102,33 @@ fn run(shared: &Shared) {
     state.threads -= 1;
 }
 
+/// How long small device calls take, as a moving average.
+#[derive(Default)]
+pub(super) struct Pace(AtomicU64);
+
+impl Pace {
+    /// Time in nanoseconds from which on another thread's help is worth its way.
+    const SLOW: u64 = 50_000;
+    /// One of so many parts of the average is the last call.
+    const SHARE: u64 = 8;
+
+    /// Makes a small call and counts its time.
+    pub(super) fn measure<T>(&self, call: impl FnOnce() -> T) -> T {
+        let since = Instant::now();
+        let result = call();
+        let took = u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        // Lost updates do not matter.
+        let before = self.0.load(Ordering::Relaxed);
+        self.0.store(before - before / Self::SHARE + took / Self::SHARE, Ordering::Relaxed);
+        result
+    }
+
+    /// Whether small calls wait for the disk.
+    pub(super) fn is_slow(&self) -> bool {
+        self.0.load(Ordering::Relaxed) > Self::SLOW
+    }
+}
+
 /// A defect in one request must not take the thread from all others.
 fn guarded(job: Job) {
     if catch_unwind(AssertUnwindSafe(job)).is_err() {
@@ -111,7 +139,7 @@ fn guarded(job: Job) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::atomic::AtomicUsize;
     use std::sync::mpsc;
 
     #[test]
@@ -132,6 +160,20 @@ mod tests {
         numbers.sort_unstable();
         assert!(numbers.into_iter().eq(0..100));
         assert!((1..=3).contains(&most.load(Ordering::SeqCst)));
+    }
+
+    #[test]
+    fn a_disk_that_lets_calls_wait_is_slow_until_it_does_not() {
+        let pace = Pace::default();
+        assert!(!pace.is_slow());
+        for _ in 0..4 {
+            pace.measure(|| std::thread::sleep(Duration::from_millis(1)));
+        }
+        assert!(pace.is_slow());
+        for _ in 0..100 {
+            pace.measure(|| ());
+        }
+        assert!(!pace.is_slow());
     }
 
     #[test]
