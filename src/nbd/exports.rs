@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use nbd_proto::server::ExportInfo;
 use nbd_proto::{ALLOCATION_DEPTH, BASE_ALLOCATION, BlockSizes, TransmissionFlags};
 
-use super::limits::{INLINE_PAYLOAD, Limits};
+use super::limits::{INLINE_READ, INLINE_WRITE, Limits};
 use super::socket::Socket;
 use super::stats::Stats;
 use super::workers::{Pace, Workers};
@@ -244,7 +244,7 @@ impl Export {
     /// Reads from the device.
     pub(super) fn read(&self, buf: &mut [u8], offset: u64) -> BlockResult<()> {
         match buf.len() {
-            ..=INLINE_PAYLOAD => self.pace.measure(|| self.device.read(buf, offset)),
+            ..=INLINE_READ => self.pace.measure(|| self.device.read(buf, offset)),
             _ => self.device.read(buf, offset),
         }
     }
@@ -252,7 +252,7 @@ impl Export {
     /// Writes to the device.
     pub(super) fn write(&self, buf: &[u8], offset: u64) -> BlockResult<()> {
         match buf.len() {
-            ..=INLINE_PAYLOAD => self.pace.measure(|| self.device.write(buf, offset)),
+            ..=INLINE_WRITE => self.pace.measure(|| self.device.write(buf, offset)),
             _ => self.device.write(buf, offset),
         }
     }

@@ -6,9 +6,11 @@ use std::time::Duration;
 pub const PIECE: usize = 1 << 20;
 /// Alignment of payload buffers and pieces, in bytes: what direct disk I/O needs.
 pub const ALIGNMENT: usize = 4096;
-/// Longest payload that is handled on the connection's own thread, in bytes. Longer ones are worth
-/// the way to another thread, for what the disk gains from having several at a time.
-pub const INLINE_PAYLOAD: usize = 32 << 10;
+/// Longest write that is handled on the connection's own thread, in bytes. Longer ones are worth the
+/// way to another thread, for what the disk gains from having several at a time.
+pub const INLINE_WRITE: usize = 32 << 10;
+/// The same for reads, which mostly come from memory.
+pub const INLINE_READ: usize = 64 << 10;
 
 /// Bounds of the server; all can be configured.
 #[derive(Debug, Clone)]

@@ -8,7 +8,7 @@ use nbd_proto::server::{Command, ExtentList, Request, StatusFilter};
 use nbd_proto::{ALLOCATION_DEPTH, Errno, ExtentState, Mode};
 
 use super::buffers::{Piece, footprint};
-use super::limits::{INLINE_PAYLOAD, PIECE};
+use super::limits::{INLINE_READ, INLINE_WRITE, PIECE};
 use super::send_queue::{Message, WindowShare};
 use super::session::{ActiveGuard, End, Session, Shared};
 use super::stats::Kind;
@@ -140,7 +140,7 @@ impl Large {
 impl Session {
     pub(super) fn write_inline(&mut self, request: &Request, fua: bool) -> Result<(), End> {
         let since = Instant::now();
-        #[allow(clippy::cast_possible_truncation, reason = "at most INLINE_PAYLOAD")]
+        #[allow(clippy::cast_possible_truncation, reason = "at most INLINE_WRITE")]
         let length = request.length as usize;
         self.fill(length)?;
         let shared = Arc::clone(&self.shared);
@@ -191,7 +191,7 @@ impl Session {
             shared.reply(&mut self.batch, request, Kind::Read, Ok(()), since);
             return Ok(());
         }
-        #[allow(clippy::cast_possible_truncation, reason = "at most INLINE_PAYLOAD")]
+        #[allow(clippy::cast_possible_truncation, reason = "at most INLINE_READ")]
         let length = request.length as usize;
         let before = self.batch.len();
         shared.encoder.data(&mut self.batch, id, request.offset, length, true);
@@ -458,4 +458,4 @@ fn send_whole(large: &Large, window: &Arc<WindowShare>) {
     }));
 }
 
-const _: () = assert!(INLINE_PAYLOAD <= PIECE, "inline requests are small");
+const _: () = assert!(INLINE_WRITE <= PIECE && INLINE_READ <= PIECE, "inline means small");

@@ -12,14 +12,14 @@ use nbd_proto::server::{
 
 use super::buffers::Budget;
 use super::exports::{Control, Export, Slot};
-use super::limits::INLINE_PAYLOAD;
+use super::limits::{INLINE_READ, INLINE_WRITE};
 use super::send_queue::{SendQueue, TICK};
 use super::server::Server;
 use super::socket::Socket;
 use super::stats::Stats;
 
 /// Bytes of the receive buffer: a request that is answered inline fits with its header.
-const INPUT: usize = INLINE_PAYLOAD + (4 << 10);
+const INPUT: usize = INLINE_WRITE + (32 << 10);
 /// Replies that are gathered before they are sent, in bytes.
 const BATCH: usize = 256 << 10;
 /// Unsent bytes of inline replies at which no more requests are taken.
@@ -300,22 +300,25 @@ impl Session {
 
     fn accept(&mut self, request: Request) -> Result<(), End> {
         self.shared.active.wait(self.shared.server.limits.requests_per_connection);
-        let small =
-            request.length == 0 || request.length <= INLINE_PAYLOAD as u64 && !self.should_spread();
         match request.command {
-            Command::Write { fua } if small => self.write_inline(&request, fua),
+            Command::Write { fua } if self.is_inline(&request, INLINE_WRITE) => {
+                self.write_inline(&request, fua)
+            }
             Command::Write { fua } => self.write_pieces(&request, fua),
-            Command::Read { .. } if small => self.read_inline(&request),
+            Command::Read { .. } if self.is_inline(&request, INLINE_READ) => {
+                self.read_inline(&request)
+            }
             Command::Read { whole } => self.read_pieces(&request, whole),
             _ => self.other(&request),
         }
     }
 
-    /// Whether small requests, too, go to other threads: where the disk lets them wait and there is
-    /// more to do meanwhile.
-    fn should_spread(&self) -> bool {
-        self.shared.export.pace.is_slow()
-            && (self.end > self.start || self.shared.active.requests() > 0)
+    /// Whether this thread carries a request out. Small ones, too, go to other threads where the
+    /// disk lets them wait and there is more to do meanwhile.
+    fn is_inline(&self, request: &Request, most: usize) -> bool {
+        let spread = self.shared.export.pace.is_slow()
+            && (self.end > self.start || self.shared.active.requests() > 0);
+        request.length == 0 || (request.length <= most as u64 && !spread)
     }
 
     fn reject(&mut self, rejection: &Rejection) -> Result<(), End> {
@@ -415,7 +418,7 @@ impl Session {
         self.start = 0;
     }
 
-    /// Makes `length` (at most [`INLINE_PAYLOAD`]) bytes available in the input.
+    /// Makes `length` (at most [`INLINE_WRITE`]) bytes available in the input.
     pub(super) fn fill(&mut self, length: usize) -> Result<(), End> {
         if self.end - self.start >= length {
             return Ok(());
@@ -457,7 +460,7 @@ impl Session {
                 (self.start, self.end) = (0, 0);
             }
             #[allow(clippy::cast_possible_truncation, reason = "bounded by the buffer")]
-            let part = length.min(INLINE_PAYLOAD as u64) as usize;
+            let part = length.min(INLINE_WRITE as u64) as usize;
             self.fill(part)?;
             self.consume(part);
             length -= part as u64;
