@@ -113,8 +113,16 @@ def markdown(about, summary, goals):
     return "\n".join(lines) + "\n"
 
 
-def write(results, goals, directory):
-    about, summary = machine(), results.summary()
+def write(results, rows, directory):
+    """Writes the tables; rows that were not measured now stay as they are."""
+    file = directory / "benchmarks.json"
+    before = json.loads(file.read_text()) if file.exists() else {}
+    about = machine()
+    measured = {**before.get("rows", {}), **results.summary()}
+    order = [title for title, _, _ in rows.values()]
+    summary = {title: measured[title] for title in order if title in measured}
+    commands = {**before.get("commands", {}), **results.commands}
+    file.write_text(json.dumps({"machine": about, "commands": commands, "rows": summary}, indent=1)
+                    + "\n")
+    goals = {title: goal for title, _, goal in rows.values()}
     (directory / "benchmarks.md").write_text(markdown(about, summary, goals))
-    everything = {"machine": about, "commands": results.commands, "rows": summary}
-    (directory / "benchmarks.json").write_text(json.dumps(everything, indent=1) + "\n")

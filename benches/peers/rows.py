@@ -244,6 +244,15 @@ def restore(bench, row):
                                   figures["bw_bytes"] / GIB, "GiB/s", server)
 
 
+    with bench.serving(c.nbdkit("file", bench.source)) as server:
+        seconds = copy_out(server.uri)
+        bench.results.add(row, "a plain file in memory, sequential", "nbdkit file",
+                          bench.gib / seconds, "GiB/s", server)
+        figures = fio(server.uri, "randread", "64k", 8, size=bench.size, seconds=2)
+        bench.results.add(row, "a plain file in memory, random 64 KiB", "nbdkit file",
+                          figures["bw_bytes"] / GIB, "GiB/s", server)
+
+
 def zeroes(bench, row):
     virtual, data = 100 * GIB, bench.memory / "sparse.raw"
     if not data.exists():

@@ -62,7 +62,7 @@ impl Poll {
     }
 
     fn slept(&mut self, time: Duration) {
-        self.soon = if time < SOON { self.soon + 1 } else { 0 };
+        self.soon = if time < SOON { self.soon.saturating_add(1) } else { 0 };
     }
 
     fn missed(&mut self) {
