@@ -113,11 +113,14 @@ def ceilings(bench, row):
     }.items():
         path = bench.image("plain")
         if options is None:
-            seconds = timed(
+            text = run(
                 "fio", "--name=x", f"--filename={path}", "--rw=write", "--bs=1m", "--direct=1",
                 "--ioengine=psync", "--thread", "--numjobs=4", f"--size={bench.size // 4}",
                 f"--offset_increment={bench.size // 4}", "--fallocate=posix", "--end_fsync=1",
+                "--group_reporting", "--output-format=json",
             )
+            job = json.loads(text[text.index("{"):])["jobs"][0]["write"]
+            seconds = job["runtime"] / 1000
         else:
             seconds = timed(
                 "dd", f"if={bench.source}", f"of={path}", "bs=1M", "conv=fsync", *options
