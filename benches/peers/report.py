@@ -23,7 +23,7 @@ class Results:
             entry["rss"].append(server.peak_rss())
             if gib:
                 entry["cpu"].append(server.cpu() / gib)
-            self.commands.setdefault(contender, " ".join(server.arguments))
+            self.commands.setdefault(contender, shown(server.arguments))
         if command:
             self.commands.setdefault(contender, command)
         print(f"  {row} | {case} | {contender}: {value:.4g} {unit}", flush=True)
@@ -50,6 +50,11 @@ class Results:
             }
             for row, cases in self.rows.items()
         }
+
+
+def shown(arguments):
+    """A command line without the places where it ran."""
+    return " ".join(a if a.startswith("-") else a.rsplit("/", 1)[-1] for a in arguments)
 
 
 def output(*command):
@@ -103,7 +108,7 @@ def markdown(about, summary, goals):
             for name, e in contenders.items():
                 ratio = ""
                 if base and e["median"] and name != "ours":
-                    smaller = e["unit"] in ("s", "ms")
+                    smaller = e["unit"] in ("s", "ms", "MiB")
                     ratio = f"{e['median'] / base if smaller else base / e['median']:.2f}"
                 lines.append(
                     f"| {case} | {name} | {number(e['median'])} {e['unit']} | {ratio} "
