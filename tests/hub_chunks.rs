@@ -17,18 +17,21 @@ use sendense_hub::nbd::limits::Limits;
 const MIB: usize = 1 << 20;
 const READ: CommandType = CommandType::Read;
 
+/// Receives what is there, at least a byte.
+fn receive(stream: &mut TcpStream, input: &mut Vec<u8>) {
+    let mut buffer = [0; 64 << 10];
+    let n = stream.read(&mut buffer).unwrap();
+    assert!(n > 0, "the server closed");
+    input.extend_from_slice(&buffer[..n]);
+}
+
 /// All chunks of one structured reply.
 fn chunks(stream: &mut TcpStream) -> Vec<(bool, Chunk)> {
     let mut input = Vec::new();
     let mut found = Vec::new();
-    let mut buffer = vec![0; 64 << 10];
     loop {
         match decode_reply(Mode::Structured, 64 << 20, &input).unwrap() {
-            None => {
-                let n = stream.read(&mut buffer).unwrap();
-                assert!(n > 0, "the server closed");
-                input.extend_from_slice(&buffer[..n]);
-            }
+            None => receive(stream, &mut input),
             Some((reply, length)) => {
                 input.drain(..length);
                 let Reply::Chunk { done, chunk, .. } = reply else { panic!("{reply:?}") };
@@ -132,13 +135,10 @@ fn small_and_large_replies_keep_apart_when_the_peer_takes_them_late() {
     std::thread::sleep(std::time::Duration::from_millis(200));
     let mut input = Vec::new();
     let mut done = 0;
-    let mut buffer = vec![0; 64 << 10];
     while done < count {
         let Some((reply, header)) = decode_reply(Mode::Structured, 64 << 20, &input).unwrap()
         else {
-            let n = stream.read(&mut buffer).unwrap();
-            assert!(n > 0, "the server closed");
-            input.extend_from_slice(&buffer[..n]);
+            receive(&mut stream, &mut input);
             continue;
         };
         let Reply::Chunk { done: last, chunk, .. } = reply else { panic!("{reply:?}") };
@@ -146,9 +146,7 @@ fn small_and_large_replies_keep_apart_when_the_peer_takes_them_late() {
         if let Chunk::Data { offset, length } = chunk {
             let length = usize::try_from(length).unwrap();
             while input.len() < length {
-                let n = stream.read(&mut buffer).unwrap();
-                assert!(n > 0, "the server closed");
-                input.extend_from_slice(&buffer[..n]);
+                receive(&mut stream, &mut input);
             }
             assert!(input[..length] == positions(offset, length), "damage at {offset}");
             input.drain(..length);

@@ -78,7 +78,7 @@ def fio(uri, mode, block, depth, *, size, seconds=None, total=None, seed=1):
     text = run(
         "fio", "--name=x", "--ioengine=nbd", f"--uri={uri}", f"--rw={mode}", f"--bs={block}",
         f"--iodepth={depth}", f"--size={size}", f"--randseed={seed}", "--norandommap",
-        "--end_fsync=1", "--output-format=json", *limit,
+        "--randrepeat=0", "--end_fsync=1", "--output-format=json", *limit,
     )
     job = json.loads(text[text.index("{"):])["jobs"][0]
     return job["read" if "read" in mode else "write"]

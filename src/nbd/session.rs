@@ -31,6 +31,8 @@ const STRUCTURED_WINDOW: usize = 8 << 20;
 const POLL: Duration = Duration::from_micros(50);
 /// A request that comes within this time comes soon.
 const SOON: Duration = Duration::from_micros(100);
+/// Requests in a row that came soon, from which on asking is worth it.
+const SOON_IN_A_ROW: u32 = 4;
 
 /// Why a connection ended.
 #[derive(Debug)]
@@ -58,7 +60,7 @@ struct Poll {
 
 impl Poll {
     fn worthwhile(&self) -> bool {
-        self.soon >= 4
+        self.soon >= SOON_IN_A_ROW
     }
 
     fn slept(&mut self, time: Duration) {
