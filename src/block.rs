@@ -21,6 +21,9 @@ pub struct DeviceInfo {
     pub can_discard: bool,
     /// The device can tell how deep in a backing chain a range is allocated.
     pub has_depth: bool,
+    /// The device can tell which ranges of this session's writes are durable
+    /// ([`BlockDevice::durable`]).
+    pub tells_durable: bool,
     /// The medium rotates (`NBD_FLAG_ROTATIONAL`).
     pub rotational: bool,
 }
@@ -142,6 +145,19 @@ pub trait BlockDevice: Send + Sync {
         length: u64,
         visit: &mut dyn FnMut(Extent) -> bool,
     ) -> BlockResult<()>;
+
+    /// Calls `visit` with consecutive (offset, length, durable) that cover the range, in order, until
+    /// it returns `false`. Durable is what was written in this session (a backup being received)
+    /// and covered by a later flush: a client that was cut off need not send it again.
+    fn durable(
+        &self,
+        _offset: u64,
+        _length: u64,
+        _visit: &mut dyn FnMut(u64, u64, bool) -> bool,
+    ) -> BlockResult<()> {
+        let text = "this device does not keep account of what is durable";
+        Err(BlockError::new(BlockErrorKind::Unsupported, text))
+    }
 
     /// Flushes and closes. Later calls fail with [`BlockErrorKind::Closing`].
     fn close(&self) -> BlockResult<()>;

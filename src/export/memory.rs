@@ -26,6 +26,7 @@ impl MemoryDevice {
             can_zero_fast: true,
             can_discard: true,
             has_depth: false,
+            tells_durable: false,
             rotational: false,
         };
         let bytes = RwLock::new(vec![0; size]);

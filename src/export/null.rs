@@ -18,6 +18,7 @@ impl NullDevice {
             can_zero_fast: true,
             can_discard: true,
             has_depth: false,
+            tells_durable: false,
             rotational: false,
         };
         Self { info }

@@ -48,6 +48,7 @@ impl Qcow2Device {
             can_zero_fast: image.zeroes_fast(),
             can_discard: true,
             has_depth: true,
+            tells_durable: false,
             rotational: false,
         };
         Self { info, image }

@@ -49,6 +49,7 @@ impl RawDevice {
             can_zero_fast: true,
             can_discard: true,
             has_depth: false,
+            tells_durable: false,
             rotational: false,
         };
         let closed = AtomicBool::new(false);
