@@ -3,6 +3,7 @@
 
 pub mod app;
 pub mod block;
+pub mod catalog;
 pub mod checksum;
 pub mod cli;
 pub mod config;
@@ -10,4 +11,5 @@ pub mod demo;
 pub mod export;
 pub mod model;
 pub mod nbd;
+pub mod repository;
 pub mod telemetry;

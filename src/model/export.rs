@@ -1,4 +1,4 @@
-//! Nouns that several parts share.
+//! What is exported, and by which name.
 
 use std::fmt;
 use std::os::unix::fs::FileTypeExt;

@@ -1,0 +1,546 @@
+//! Backups and their disks: state changes that only go forward.
+
+use std::collections::BTreeMap;
+
+use rusqlite::{OptionalExtension, Row, Transaction, params};
+
+use super::{Catalog, CatalogError, Result, conflict, is_conflict};
+use crate::model::{BackupId, BackupState, BackupType, DiskState, Timestamp, VmId, new_id};
+
+/// A backup of a VM.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Backup {
+    /// Its id; also that of its job.
+    pub id: BackupId,
+    /// The VM.
+    pub vm_id: VmId,
+    /// The VM's name.
+    pub vm_name: String,
+    /// Where it is.
+    pub repository_id: String,
+    /// The policy that asked for it.
+    pub policy_id: Option<String>,
+    /// What it holds.
+    pub kind: BackupType,
+    /// What was asked for.
+    pub requested: BackupType,
+    /// Why it is a full although an incremental was asked for.
+    pub full_reason: Option<String>,
+    /// Who sends: `sna` (the capture appliance is called) or `caller` (whoever asked sends).
+    pub agent: String,
+    /// Its state.
+    pub state: BackupState,
+    /// Why it failed, and what to do.
+    pub error: Option<String>,
+    /// The operator's words about it.
+    pub tags: BTreeMap<String, String>,
+    /// Bytes that came in, by the hub's count.
+    pub bytes_transferred: u64,
+    /// What the agent said last; a sign of life only.
+    pub agent_phase: Option<String>,
+    /// When the agent said something last.
+    pub last_telemetry_at: Option<Timestamp>,
+    /// When it was asked for.
+    pub created_at: Timestamp,
+    /// When it began.
+    pub started_at: Option<Timestamp>,
+    /// When it ended, one way or the other.
+    pub completed_at: Option<Timestamp>,
+    /// Its disks, by number.
+    pub disks: Vec<DiskBackup>,
+}
+
+/// One disk of a backup.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DiskBackup {
+    /// Number of the disk.
+    pub disk_id: u32,
+    /// VMware's device key.
+    pub disk_key: u32,
+    /// Bytes of the disk.
+    pub capacity: u64,
+    /// Its state.
+    pub state: DiskState,
+    /// The backup whose image is the backing file.
+    pub parent: Option<BackupId>,
+    /// The change id from which on changes are asked for; empty for a full.
+    pub previous_change_id: String,
+    /// The change id of this backup.
+    pub change_id: Option<String>,
+    /// Path of the image inside the repository.
+    pub path: String,
+    /// Name of its export.
+    pub export_name: String,
+    /// The catalogued name of its export.
+    pub export_alias: String,
+    /// Its own port, where it has one.
+    pub port: Option<u16>,
+    /// Bytes that came in.
+    pub bytes_received: u64,
+    /// Bytes of data in the image, once sealed.
+    pub stored_bytes: Option<u64>,
+    /// Length of the image file, once sealed.
+    pub file_bytes: Option<u64>,
+    /// Hash over the checksums of the image, once sealed.
+    pub root_hash: Option<String>,
+    /// What went wrong with this disk.
+    pub error: Option<String>,
+    /// When it was sealed.
+    pub sealed_at: Option<Timestamp>,
+}
+
+/// What a new backup needs.
+pub type NewBackup = Backup;
+
+/// Which backups to list.
+#[derive(Debug, Clone, Default)]
+pub struct BackupFilter {
+    /// Of the VM of this name.
+    pub vm_name: Option<String>,
+    /// Of the VM of this id.
+    pub vm_id: Option<String>,
+    /// In this repository.
+    pub repository_id: Option<String>,
+    /// In one of these states.
+    pub states: Option<Vec<BackupState>>,
+    /// Of this type.
+    pub kind: Option<BackupType>,
+    /// With this id.
+    pub id: Option<String>,
+}
+
+const COLUMNS: &str = "b.id, b.vm_id, v.name, b.repository_id, b.policy_id, b.type, \
+     b.requested_type, b.full_reason, b.agent, b.state, b.error, b.tags, b.bytes_transferred, \
+     b.agent_phase, b.last_telemetry_at, b.created_at, b.started_at, b.completed_at";
+
+const DISK_COLUMNS: &str = "disk_id, disk_key, capacity_bytes, state, parent_backup_id, \
+     previous_change_id, change_id, path, export_name, export_alias, port, bytes_received, \
+     stored_bytes, file_bytes, root_hash, error, sealed_at";
+
+impl Catalog {
+    /// Enters a backup with its disks. A VM has one running backup at a time.
+    ///
+    /// # Errors
+    /// `Conflict` where the VM has a running backup, or a name is taken; `Sqlite`.
+    pub fn add_backup(&self, backup: &NewBackup) -> Result<()> {
+        self.write(|t| {
+            let running: Option<String> = t
+                .query_row(
+                    "SELECT id FROM backups WHERE vm_id = ?1
+                     AND state IN ('queued', 'preparing', 'receiving', 'sealing')",
+                    [&backup.vm_id],
+                    |row| row.get(0),
+                )
+                .optional()?;
+            if let Some(running) = running.filter(|_| backup.state.is_running()) {
+                return Err(CatalogError::Conflict(format!(
+                    "VM '{}' has a running backup, {running}: wait for it, or cancel it",
+                    backup.vm_name
+                )));
+            }
+            insert(t, backup)
+        })
+    }
+
+    /// Changes the state, unless the backup has ended already: the change and whether it was made.
+    ///
+    /// # Errors
+    /// `Sqlite`.
+    pub fn set_state(&self, id: &str, from: &[BackupState], to: BackupState) -> Result<bool> {
+        self.write(|t| {
+            let now: BackupState =
+                match t.query_row("SELECT state FROM backups WHERE id = ?1", [id], |r| r.get(0)) {
+                    Err(rusqlite::Error::QueryReturnedNoRows) => return Ok(false),
+                    other => other?,
+                };
+            if !from.contains(&now) {
+                return Ok(false);
+            }
+            let time = Timestamp::now();
+            t.execute("UPDATE backups SET state = ?2 WHERE id = ?1", params![id, to])?;
+            if to == BackupState::Preparing {
+                t.execute("UPDATE backups SET started_at = ?2 WHERE id = ?1", params![id, time])?;
+            }
+            Ok(true)
+        })
+    }
+
+    /// Ends a backup without a restore point, unless it has ended; whether it did.
+    ///
+    /// # Errors
+    /// `Sqlite`.
+    pub fn fail_backup(&self, id: &str, to: BackupState, error: &str) -> Result<bool> {
+        self.write(|t| {
+            let changed = t.execute(
+                "UPDATE backups SET state = ?2, error = ?3, completed_at = ?4 WHERE id = ?1
+                 AND state IN ('queued', 'preparing', 'receiving', 'sealing')",
+                params![id, to, error, Timestamp::now()],
+            )?;
+            if changed > 0 {
+                t.execute(
+                    "UPDATE disk_backups SET state = 'failed', port = NULL WHERE backup_id = ?1",
+                    [id],
+                )?;
+            }
+            Ok(changed > 0)
+        })
+    }
+
+    /// Notes the hub's counters and the agent's signs of life.
+    ///
+    /// # Errors
+    /// `Sqlite`.
+    pub fn note_progress(
+        &self,
+        id: &str,
+        disks: &[(u32, u64)],
+        telemetry: Option<(&str, Timestamp)>,
+    ) -> Result<()> {
+        self.write(|t| {
+            for (disk, bytes) in disks {
+                t.execute(
+                    "UPDATE disk_backups SET bytes_received = ?3
+                     WHERE backup_id = ?1 AND disk_id = ?2",
+                    params![id, disk, clamp(*bytes)],
+                )?;
+            }
+            t.execute(
+                "UPDATE backups SET bytes_transferred =
+                   (SELECT sum(bytes_received) FROM disk_backups WHERE backup_id = ?1)
+                 WHERE id = ?1",
+                [id],
+            )?;
+            if let Some((phase, at)) = telemetry {
+                t.execute(
+                    "UPDATE backups SET agent_phase = ?2, last_telemetry_at = ?3 WHERE id = ?1",
+                    params![id, phase, at],
+                )?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Notes the port of a disk's export.
+    ///
+    /// # Errors
+    /// `Sqlite`.
+    pub fn set_disk_port(&self, id: &str, disk: u32, port: Option<u16>) -> Result<()> {
+        self.write(|t| {
+            t.execute(
+                "UPDATE disk_backups SET port = ?3 WHERE backup_id = ?1 AND disk_id = ?2",
+                params![id, disk, port],
+            )?;
+            Ok(())
+        })
+    }
+
+    /// Notes that a disk is on disk under its temporary names.
+    ///
+    /// # Errors
+    /// `Sqlite`.
+    pub fn seal_disk(&self, id: &str, disk: &DiskBackup) -> Result<()> {
+        self.write(|t| {
+            t.execute(
+                "UPDATE disk_backups SET state = 'sealed', change_id = ?3, bytes_received = ?4,
+                   stored_bytes = ?5, file_bytes = ?6, root_hash = ?7, sealed_at = ?8, port = NULL
+                 WHERE backup_id = ?1 AND disk_id = ?2 AND state = 'receiving'",
+                params![
+                    id,
+                    disk.disk_id,
+                    disk.change_id,
+                    clamp(disk.bytes_received),
+                    disk.stored_bytes.map(clamp),
+                    disk.file_bytes.map(clamp),
+                    disk.root_hash,
+                    disk.sealed_at
+                ],
+            )?;
+            t.execute(
+                "UPDATE backups SET bytes_transferred =
+                   (SELECT sum(bytes_received) FROM disk_backups WHERE backup_id = ?1)
+                 WHERE id = ?1",
+                [id],
+            )?;
+            Ok(())
+        })
+    }
+
+    /// Makes a backup a restore point, and the head of its chains, in one transaction. Repeating it
+    /// changes nothing.
+    ///
+    /// # Errors
+    /// `Conflict` where it is not being sealed; `Sqlite`.
+    pub fn complete_backup(&self, id: &str) -> Result<()> {
+        self.write(|t| {
+            let now = Timestamp::now();
+            let changed = t.execute(
+                "UPDATE backups SET state = 'completed', completed_at = ?2, error = NULL
+                 WHERE id = ?1 AND state = 'sealing'
+                 AND NOT EXISTS (SELECT 1 FROM disk_backups
+                                 WHERE backup_id = ?1 AND state != 'sealed')",
+                params![id, now],
+            )?;
+            if changed == 0 {
+                let text = format!("backup {id} is not being sealed, or a disk of it is not");
+                return Err(CatalogError::Conflict(text));
+            }
+            t.execute("UPDATE disk_backups SET state = 'completed' WHERE backup_id = ?1", [id])?;
+            move_heads(t, id, now)
+        })
+    }
+
+    /// Enters a restore point that was found in a repository, with its chains. One that is there
+    /// already is left as it is.
+    ///
+    /// # Errors
+    /// `Sqlite`.
+    pub fn import_backup(&self, backup: &Backup) -> Result<bool> {
+        self.write(|t| {
+            match insert(t, backup) {
+                Ok(()) => {}
+                Err(CatalogError::Conflict(_)) => return Ok(false),
+                Err(error) => return Err(error),
+            }
+            move_heads(t, &backup.id, backup.completed_at.unwrap_or(backup.created_at))?;
+            Ok(true)
+        })
+    }
+
+    /// The backup of that id.
+    ///
+    /// # Errors
+    /// `Sqlite`.
+    pub fn backup(&self, id: &str) -> Result<Option<Backup>> {
+        let filter = BackupFilter { id: Some(id.to_owned()), ..BackupFilter::default() };
+        Ok(self.backups(&filter)?.pop())
+    }
+
+    /// The backups that `filter` lets pass, newest first.
+    ///
+    /// # Errors
+    /// `Sqlite`.
+    pub fn backups(&self, filter: &BackupFilter) -> Result<Vec<Backup>> {
+        let states = filter.states.as_ref().map(|states| {
+            states.iter().map(|state| format!("'{state}'")).collect::<Vec<_>>().join(",")
+        });
+        let in_states = states.map_or("1".to_owned(), |list| format!("b.state IN ({list})"));
+        self.read(|c| {
+            let mut statement = c.prepare_cached(&format!(
+                "SELECT {COLUMNS} FROM backups b JOIN vms v ON v.id = b.vm_id
+                 WHERE (?1 IS NULL OR v.name = ?1) AND (?2 IS NULL OR b.vm_id = ?2)
+                   AND (?3 IS NULL OR b.repository_id = ?3) AND (?4 IS NULL OR b.type = ?4)
+                   AND (?5 IS NULL OR b.id = ?5) AND {in_states}
+                 ORDER BY b.created_at DESC, b.id DESC"
+            ))?;
+            let arguments = params![
+                filter.vm_name,
+                filter.vm_id,
+                filter.repository_id,
+                filter.kind,
+                filter.id
+            ];
+            let rows = statement.query_map(arguments, backup_row)?;
+            let mut backups: Vec<Backup> = rows.collect::<rusqlite::Result<_>>()?;
+            let mut disks = c.prepare_cached(&format!(
+                "SELECT {DISK_COLUMNS} FROM disk_backups WHERE backup_id = ?1 ORDER BY disk_id"
+            ))?;
+            for backup in &mut backups {
+                let rows = disks.query_map([&backup.id], disk_row)?;
+                backup.disks = rows.collect::<rusqlite::Result<_>>()?;
+            }
+            Ok(backups)
+        })
+    }
+
+    /// Ids of the backups that need this one: their images have its images as backing files.
+    ///
+    /// # Errors
+    /// `Sqlite`.
+    pub fn dependents(&self, id: &str) -> Result<Vec<BackupId>> {
+        self.read(|c| {
+            let mut statement = c.prepare_cached(
+                "SELECT DISTINCT d.backup_id FROM disk_backups d JOIN backups b ON b.id = d.backup_id
+                 WHERE d.parent_backup_id = ?1 AND b.state NOT IN ('failed', 'cancelled')
+                 ORDER BY b.created_at",
+            )?;
+            statement.query_map([id], |row| row.get(0))?.collect()
+        })
+    }
+
+    /// Removes the row of a backup whose files are gone, and moves the heads of its chains back.
+    ///
+    /// # Errors
+    /// `Conflict` where another backup needs it; `Sqlite`.
+    pub fn remove_backup(&self, id: &str) -> Result<()> {
+        self.write(|t| {
+            t.execute("DELETE FROM chains WHERE full_backup_id = ?1", [id])?;
+            t.execute(
+                "UPDATE chains SET head_backup_id = coalesce(
+                   (SELECT parent_backup_id FROM disk_backups d
+                    WHERE d.backup_id = ?1 AND d.disk_id = chains.disk_id), full_backup_id)
+                 WHERE head_backup_id = ?1",
+                [id],
+            )?;
+            // Failed backups name their parents for the record only.
+            t.execute(
+                "UPDATE disk_backups SET parent_backup_id = NULL WHERE parent_backup_id = ?1
+                 AND backup_id IN (SELECT id FROM backups WHERE state IN ('failed', 'cancelled'))",
+                [id],
+            )?;
+            t.execute("DELETE FROM restore_mounts WHERE backup_id = ?1", [id])?;
+            t.execute("DELETE FROM backups WHERE id = ?1", [id]).map_err(|e| {
+                conflict(e, || format!("backup {id} is the parent of another backup"))
+            })?;
+            Ok(())
+        })
+    }
+}
+
+fn clamp(bytes: u64) -> i64 {
+    i64::try_from(bytes).unwrap_or(i64::MAX)
+}
+
+fn insert(t: &Transaction<'_>, backup: &Backup) -> Result<()> {
+    let tags = serde_json::to_string(&backup.tags).unwrap_or_else(|_| "{}".into());
+    t.execute(
+        "INSERT INTO backups (id, vm_id, repository_id, policy_id, type, requested_type,
+           full_reason, agent, state, error, tags, bytes_transferred, created_at, started_at,
+           completed_at)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)",
+        params![
+            backup.id,
+            backup.vm_id,
+            backup.repository_id,
+            backup.policy_id,
+            backup.kind,
+            backup.requested,
+            backup.full_reason,
+            backup.agent,
+            backup.state,
+            backup.error,
+            tags,
+            clamp(backup.bytes_transferred),
+            backup.created_at,
+            backup.started_at,
+            backup.completed_at
+        ],
+    )
+    .map_err(|e| conflict(e, || format!("backup {} is there already", backup.id)))?;
+    for disk in &backup.disks {
+        let inserted = t.execute(
+            "INSERT INTO disk_backups (backup_id, disk_id, disk_key, capacity_bytes, state,
+               parent_backup_id, previous_change_id, change_id, path, export_name, export_alias,
+               port, bytes_received, stored_bytes, file_bytes, root_hash, sealed_at)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17)",
+            params![
+                backup.id,
+                disk.disk_id,
+                disk.disk_key,
+                clamp(disk.capacity),
+                disk.state,
+                disk.parent,
+                disk.previous_change_id,
+                disk.change_id,
+                disk.path,
+                disk.export_name,
+                disk.export_alias,
+                disk.port,
+                clamp(disk.bytes_received),
+                disk.stored_bytes.map(clamp),
+                disk.file_bytes.map(clamp),
+                disk.root_hash,
+                disk.sealed_at
+            ],
+        );
+        match inserted {
+            Ok(_) => {}
+            Err(e) if is_conflict(&e) => {
+                let text = format!("disk {} of backup {}: {e}", disk.disk_id, backup.id);
+                return Err(CatalogError::Conflict(text));
+            }
+            Err(e) => return Err(e.into()),
+        }
+    }
+    Ok(())
+}
+
+/// Makes a completed backup the head of the chain that each of its disks belongs to.
+fn move_heads(t: &Transaction<'_>, id: &str, now: Timestamp) -> Result<()> {
+    let mut disks = t.prepare(
+        "SELECT d.disk_id, d.parent_backup_id, b.vm_id, b.repository_id FROM disk_backups d
+         JOIN backups b ON b.id = d.backup_id WHERE d.backup_id = ?1",
+    )?;
+    let rows = disks.query_map([id], |row| {
+        Ok((
+            row.get::<_, u32>(0)?,
+            row.get::<_, Option<String>>(1)?,
+            row.get::<_, String>(2)?,
+            row.get::<_, String>(3)?,
+        ))
+    })?;
+    for row in rows {
+        let (disk, parent, vm, repository) = row?;
+        match parent {
+            None => t.execute(
+                "INSERT INTO chains VALUES (?1, ?2, ?3, ?4, ?5, ?5, ?6)
+                 ON CONFLICT (full_backup_id, disk_id) DO NOTHING",
+                params![new_id("chain"), vm, disk, repository, id, now],
+            )?,
+            Some(parent) => t.execute(
+                "WITH RECURSIVE up (id) AS (
+                   SELECT ?2 UNION SELECT d.parent_backup_id FROM disk_backups d JOIN up
+                     ON d.backup_id = up.id AND d.disk_id = ?3 WHERE d.parent_backup_id IS NOT NULL)
+                 UPDATE chains SET head_backup_id = ?1, updated_at = ?4
+                 WHERE disk_id = ?3 AND full_backup_id IN (SELECT id FROM up)",
+                params![id, parent, disk, now],
+            )?,
+        };
+    }
+    Ok(())
+}
+
+fn backup_row(row: &Row<'_>) -> rusqlite::Result<Backup> {
+    Ok(Backup {
+        id: row.get(0)?,
+        vm_id: row.get(1)?,
+        vm_name: row.get(2)?,
+        repository_id: row.get(3)?,
+        policy_id: row.get(4)?,
+        kind: row.get(5)?,
+        requested: row.get(6)?,
+        full_reason: row.get(7)?,
+        agent: row.get(8)?,
+        state: row.get(9)?,
+        error: row.get(10)?,
+        tags: serde_json::from_str(&row.get::<_, String>(11)?).unwrap_or_default(),
+        bytes_transferred: row.get(12)?,
+        agent_phase: row.get(13)?,
+        last_telemetry_at: row.get(14)?,
+        created_at: row.get(15)?,
+        started_at: row.get(16)?,
+        completed_at: row.get(17)?,
+        disks: Vec::new(),
+    })
+}
+
+fn disk_row(row: &Row<'_>) -> rusqlite::Result<DiskBackup> {
+    Ok(DiskBackup {
+        disk_id: row.get(0)?,
+        disk_key: row.get(1)?,
+        capacity: row.get(2)?,
+        state: row.get(3)?,
+        parent: row.get(4)?,
+        previous_change_id: row.get(5)?,
+        change_id: row.get(6)?,
+        path: row.get(7)?,
+        export_name: row.get(8)?,
+        export_alias: row.get(9)?,
+        port: row.get(10)?,
+        bytes_received: row.get(11)?,
+        stored_bytes: row.get(12)?,
+        file_bytes: row.get(13)?,
+        root_hash: row.get(14)?,
+        error: row.get(15)?,
+        sealed_at: row.get(16)?,
+    })
+}
