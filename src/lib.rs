@@ -2,6 +2,7 @@
 //! it. See `docs/architecture.md` for the way a write takes through it.
 
 pub mod app;
+pub mod backup;
 pub mod block;
 pub mod catalog;
 pub mod checksum;
@@ -12,4 +13,5 @@ pub mod export;
 pub mod model;
 pub mod nbd;
 pub mod repository;
+pub mod secrets;
 pub mod telemetry;

@@ -352,6 +352,17 @@ impl Catalog {
         })
     }
 
+    /// Whether a backup's export has, or had, this catalogued name.
+    ///
+    /// # Errors
+    /// `Sqlite`.
+    pub fn alias_is_known(&self, alias: &str) -> Result<bool> {
+        self.read(|c| {
+            let query = "SELECT EXISTS (SELECT 1 FROM disk_backups WHERE export_alias = ?1)";
+            c.query_row(query, [alias], |row| row.get(0))
+        })
+    }
+
     /// Ids of the backups that need this one: their images have its images as backing files.
     ///
     /// # Errors

@@ -318,10 +318,17 @@ impl Export {
     }
 }
 
+#[derive(Default)]
+struct Names {
+    exports: BTreeMap<String, Arc<Export>>,
+    /// Other names of exports.
+    aliases: BTreeMap<String, String>,
+}
+
 /// All exports.
 #[derive(Default)]
 pub struct Exports {
-    by_name: RwLock<BTreeMap<String, Arc<Export>>>,
+    names: RwLock<Names>,
     closing: AtomicBool,
 }
 
@@ -331,33 +338,52 @@ impl Exports {
     /// # Errors
     /// A sentence where the name is taken or not possible.
     pub fn add(&self, export: Arc<Export>) -> Result<(), String> {
-        validate_export_name(&export.name)?;
-        let mut exports = self.by_name.write().unwrap_or_else(PoisonError::into_inner);
-        if exports.contains_key(&export.name) {
-            return Err(format!("there is an export named '{}' already", export.name));
+        self.add_with_alias(export, None)
+    }
+
+    /// Makes an export visible under its name and another one.
+    ///
+    /// # Errors
+    /// A sentence where a name is taken or not possible.
+    pub fn add_with_alias(&self, export: Arc<Export>, alias: Option<&str>) -> Result<(), String> {
+        let mut names = self.names.write().unwrap_or_else(PoisonError::into_inner);
+        for name in std::iter::once(export.name.as_str()).chain(alias) {
+            validate_export_name(name)?;
+            if names.exports.contains_key(name) || names.aliases.contains_key(name) {
+                return Err(format!("there is an export named '{name}' already"));
+            }
         }
-        exports.insert(export.name.clone(), export);
+        if let Some(alias) = alias {
+            names.aliases.insert(alias.to_owned(), export.name.clone());
+        }
+        names.exports.insert(export.name.clone(), export);
         Ok(())
     }
 
     /// Makes an export invisible and gives it to whoever closes it.
     pub fn remove(&self, name: &str) -> Option<Arc<Export>> {
-        self.by_name.write().unwrap_or_else(PoisonError::into_inner).remove(name)
+        let mut names = self.names.write().unwrap_or_else(PoisonError::into_inner);
+        names.aliases.retain(|_, of| of != name);
+        names.exports.remove(name)
     }
 
-    /// The export of that name; the empty name stands for the only export, if there is just one.
+    /// The export of that name or alias; the empty name stands for the only export, if there is just
+    /// one.
     pub fn get(&self, name: &str) -> Option<Arc<Export>> {
-        let exports = self.by_name.read().unwrap_or_else(PoisonError::into_inner);
-        match exports.get(name) {
-            None if name.is_empty() && exports.len() == 1 => exports.values().next().cloned(),
+        let names = self.names.read().unwrap_or_else(PoisonError::into_inner);
+        let name = names.aliases.get(name).map_or(name, String::as_str);
+        match names.exports.get(name) {
+            None if name.is_empty() && names.exports.len() == 1 => {
+                names.exports.values().next().cloned()
+            }
             found => found.cloned(),
         }
     }
 
     /// All exports, by name.
     pub fn all(&self) -> Vec<Arc<Export>> {
-        let exports = self.by_name.read().unwrap_or_else(PoisonError::into_inner);
-        exports.values().cloned().collect()
+        let names = self.names.read().unwrap_or_else(PoisonError::into_inner);
+        names.exports.values().cloned().collect()
     }
 
     /// From now on negotiations are refused.

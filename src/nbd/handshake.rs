@@ -213,7 +213,7 @@ fn lookup(
     place: &mut Option<Place>,
 ) -> Result<nbd_proto::server::ExportInfo, Refusal> {
     let wanted = match only {
-        Some(only) if name.is_empty() || name == only => only,
+        Some(only) if name.is_empty() || is_named(server, name, only) => only,
         Some(_) => return Err(Refusal::unknown(name)),
         None => name,
     };
@@ -226,4 +226,9 @@ fn lookup(
         })?);
     }
     Ok(export.info())
+}
+
+/// Whether `name` is that export's name or alias.
+fn is_named(server: &Server, name: &str, export: &str) -> bool {
+    name == export || server.exports.get(name).is_some_and(|found| found.name == export)
 }

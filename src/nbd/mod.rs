@@ -11,6 +11,7 @@ pub mod handshake;
 pub mod limits;
 pub mod listener;
 pub mod ports;
+pub mod publisher;
 mod requests;
 mod send_queue;
 pub mod server;

@@ -12,6 +12,13 @@ pub struct PortRange {
     last: u16,
 }
 
+impl PortRange {
+    /// The ports, in order.
+    pub fn iter(self) -> std::ops::RangeInclusive<u16> {
+        self.first..=self.last
+    }
+}
+
 impl Default for PortRange {
     fn default() -> Self {
         Self { first: 10100, last: 10200 }
@@ -50,12 +57,17 @@ impl Ports {
         Self { range, used: BTreeMap::new() }
     }
 
+    /// The range.
+    pub fn range(&self) -> PortRange {
+        self.range
+    }
+
     /// Binds the lowest free port for `export`.
     ///
     /// # Errors
     /// A sentence where no port is free.
     pub fn allocate(&mut self, export: &str) -> Result<TcpListener, String> {
-        for port in self.range.first..=self.range.last {
+        for port in self.range.iter() {
             if self.used.contains_key(&port) {
                 continue;
             }

@@ -1,0 +1,213 @@
+//! The service: what all parts of it share, and what others ask it.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use super::error::{Failure, FailureKind};
+use super::plan::{Plan, Request};
+use super::running::{Progress, Running};
+use super::settings::Settings;
+use super::sna::Sna;
+use crate::catalog::{Backup, BackupFilter, Catalog};
+use crate::model::{BackupState, BackupType, DiskState, Timestamp, export_alias};
+use crate::nbd::publisher::Publisher;
+use crate::repository::Root;
+use crate::secrets::Secrets;
+
+/// Backups of VMs. Calls block, some of them for as long as the disk takes.
+pub struct Backups {
+    pub(super) catalog: Arc<Catalog>,
+    pub(super) publisher: Arc<Publisher>,
+    pub(super) secrets: Arc<Secrets>,
+    pub(super) settings: Settings,
+    pub(super) sna: Sna,
+    pub(super) running: Mutex<BTreeMap<String, Arc<Running>>>,
+    /// Held while it is decided which queued backup starts.
+    pub(super) dispatch: Mutex<()>,
+}
+
+impl Backups {
+    /// A service over these; [`recover`](Self::recover) comes before anything else.
+    pub fn new(
+        catalog: Arc<Catalog>,
+        publisher: Arc<Publisher>,
+        secrets: Arc<Secrets>,
+        settings: Settings,
+    ) -> Self {
+        let sna = Sna::new(&settings.sna_url, settings.sna_timeout);
+        let (running, dispatch) = (Mutex::default(), Mutex::default());
+        Self { catalog, publisher, secrets, settings, sna, running, dispatch }
+    }
+
+    /// The catalog.
+    pub fn catalog(&self) -> &Arc<Catalog> {
+        &self.catalog
+    }
+
+    /// What serves the exports.
+    pub fn publisher(&self) -> &Arc<Publisher> {
+        &self.publisher
+    }
+
+    /// What encrypts credentials.
+    pub fn secrets(&self) -> &Arc<Secrets> {
+        &self.secrets
+    }
+
+    /// How backups are made.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    pub(super) fn running(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Running>>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn find_running(&self, id: &str) -> Option<Arc<Running>> {
+        self.running().get(id).cloned()
+    }
+
+    pub(super) fn record(&self, actor: &str, action: &str, subject: &str, text: &str) {
+        tracing::info!(%actor, %action, %subject, "{text}");
+        if let Err(error) = self.catalog.event(actor, action, subject, text) {
+            tracing::error!(%error, "an event could not be recorded");
+        }
+    }
+
+    /// The backup of that id.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub fn backup(&self, id: &str) -> Result<Backup, Failure> {
+        self.catalog.backup(id)?.ok_or_else(|| Failure::not_found("backup", id))
+    }
+
+    pub(super) fn root_of(&self, backup: &Backup) -> Result<Root, Failure> {
+        let found = self.catalog.repository(&backup.repository_id)?;
+        let found = found.ok_or_else(|| Failure::not_found("repository", &backup.repository_id))?;
+        Ok(Root::open(found.path.as_ref())?.0)
+    }
+
+    /// Plans a backup and starts it, or lets it wait for its turn. On return the agent has been
+    /// started, or the backup is queued.
+    ///
+    /// # Errors
+    /// Why it was refused; nothing is left of it then but its row, where the agent failed.
+    pub fn start(&self, request: &Request, actor: &str) -> Result<Backup, Failure> {
+        let plan = self.plan(request)?;
+        let backup = self.enter(plan, request)?;
+        let kind = backup.kind;
+        let text = match &backup.full_reason {
+            None => format!("{kind} backup of VM '{}' asked for", backup.vm_name),
+            Some(why) => format!("full instead of incremental backup of '{}': {why}", backup.vm_name),
+        };
+        self.record(actor, "backup.requested", &backup.id, &text);
+        self.dispatch()?;
+        self.backup(&backup.id)
+    }
+
+    fn enter(&self, plan: Plan, request: &Request) -> Result<Backup, Failure> {
+        // Catalogued names have a resolution of a second.
+        let mut now = Timestamp::now();
+        let taken = |now| -> Result<bool, Failure> {
+            let (vm, first) = (&plan.vm.id, plan.disks.first().map_or(0, |d| d.disk.disk_id));
+            Ok(self.catalog.alias_is_known(&export_alias(vm, first, plan.kind, now))?)
+        };
+        while taken(now)? {
+            now = now.after(Duration::from_secs(1));
+        }
+        let backup = plan.into_backup(request, now);
+        self.catalog.add_backup(&backup)?;
+        Ok(backup)
+    }
+
+    /// Starts queued backups while there is room for them, the oldest first.
+    ///
+    /// # Errors
+    /// The failure of the last one that could not be started.
+    pub fn dispatch(&self) -> Result<(), Failure> {
+        let mut result = Ok(());
+        while let Some(next) = self.claim_next()? {
+            if let Err(failure) = self.launch(&next) {
+                result = Err(failure);
+            }
+        }
+        result
+    }
+
+    /// The next backup that may start, now in state `preparing`.
+    fn claim_next(&self) -> Result<Option<Backup>, Failure> {
+        let _one = self.dispatch.lock().unwrap_or_else(PoisonError::into_inner);
+        use BackupState::{Preparing, Queued, Receiving, Sealing};
+        let states = Some(vec![Queued, Preparing, Receiving, Sealing]);
+        let open = self.catalog.backups(&BackupFilter { states, ..BackupFilter::default() })?;
+        let (queued, running): (Vec<_>, Vec<_>) =
+            open.into_iter().partition(|backup| backup.state == Queued);
+        if running.len() >= self.settings.running {
+            return Ok(None);
+        }
+        // They come newest first.
+        for backup in queued.into_iter().rev() {
+            let beside = running.iter().filter(|r| r.repository_id == backup.repository_id).count();
+            if beside < self.settings.running_per_repository
+                && self.catalog.set_state(&backup.id, &[Queued], Preparing)?
+            {
+                return Ok(Some(backup));
+            }
+        }
+        Ok(None)
+    }
+
+    /// How far a backup is.
+    pub fn progress(&self, backup: &Backup) -> Progress {
+        let finished = |state| matches!(state, DiskState::Sealed | DiskState::Completed);
+        let finished = backup.disks.iter().filter(|disk| finished(disk.state)).count();
+        match self.find_running(&backup.id) {
+            Some(running) => {
+                let mut progress = running.progress(backup.kind == BackupType::Full, finished);
+                progress.total_bytes = backup.disks.iter().map(|disk| disk.capacity).sum();
+                // Disks that were sealed before the hub was started again are not in its counters.
+                progress.bytes_transferred =
+                    progress.bytes_transferred.max(backup.bytes_transferred);
+                progress
+            }
+            None => Progress {
+                bytes_transferred: backup.bytes_transferred,
+                total_bytes: backup.disks.iter().map(|disk| disk.capacity).sum(),
+                percent: if backup.state == BackupState::Completed { 100.0 } else { 0.0 },
+                agent_phase: backup.agent_phase.clone(),
+                last_telemetry_at: backup.last_telemetry_at,
+                ..Progress::default()
+            },
+        }
+    }
+
+    /// Closes all images, as they are, for a hub that ends. Their backups go on when it is started
+    /// again, as far as their agents do.
+    pub fn stop(&self) {
+        let all: Vec<_> = std::mem::take(&mut *self.running()).into_values().collect();
+        for running in all {
+            let _turn = running.turn();
+            if let Some(counters) = running.changed_counters() {
+                let _ = self.catalog.note_progress(&running.id, &counters, None);
+            }
+        }
+    }
+
+    /// The targets of a backup, as the agent is told: `KEY:nbd://HOST:PORT/EXPORT`, comma-separated.
+    pub fn targets(&self, backup: &Backup) -> String {
+        let Settings { nbd_host, nbd_port, .. } = &self.settings;
+        let target = |disk: &crate::catalog::DiskBackup| {
+            let port = disk.port.unwrap_or(*nbd_port);
+            format!("{}:nbd://{nbd_host}:{port}/{}", disk.disk_key, disk.export_name)
+        };
+        backup.disks.iter().map(target).collect::<Vec<_>>().join(",")
+    }
+
+    /// A conflict that says in which state a backup is.
+    pub(super) fn wrong_state(backup: &Backup, wanted: &str) -> Failure {
+        let message = format!("backup {} is {}: {wanted}", backup.id, backup.state);
+        Failure::new(FailureKind::Conflict, message, backup.error.clone().unwrap_or_default())
+    }
+}

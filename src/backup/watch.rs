@@ -1,0 +1,102 @@
+//! The watchdog: no backup runs that nobody works on.
+
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::Duration;
+
+use super::running::Running;
+use super::service::Backups;
+use super::sna::Life;
+use crate::model::{BackupState, DiskState};
+
+/// Time between two looks.
+const TICK: Duration = Duration::from_millis(500);
+/// Looks after which counters are written to the catalog, where they changed.
+const PERSIST: u64 = 10;
+
+/// Watches until `stop` is hung up.
+pub fn watch(backups: &Backups, stop: &Receiver<()>) {
+    let mut tick = 0;
+    while stop.recv_timeout(TICK) == Err(RecvTimeoutError::Timeout) {
+        tick += 1;
+        backups.look(tick % PERSIST == 0);
+    }
+}
+
+impl Backups {
+    /// Looks at every running backup once, and starts queued ones where there is room.
+    pub fn look(&self, persist: bool) {
+        let all: Vec<Arc<Running>> = self.running().values().cloned().collect();
+        for running in all {
+            if persist && let Some(counters) = running.changed_counters() {
+                let told = running.last_telemetry();
+                let told = told.as_ref().map(|(t, at)| (t.current_phase.as_str(), *at));
+                if let Err(error) = self.catalog.note_progress(&running.id, &counters, told) {
+                    tracing::error!(%error, "progress cannot be recorded");
+                }
+            }
+            self.look_at(&running);
+        }
+        if let Err(failure) = self.dispatch() {
+            tracing::error!(%failure, "a queued backup could not be started");
+        }
+    }
+
+    fn look_at(&self, running: &Running) {
+        let still = running.observe();
+        let Ok(backup) = self.backup(&running.id) else { return };
+        if backup.state == BackupState::Sealing {
+            // Its files could not all get their names, or the catalog failed: try again.
+            let _turn = running.turn();
+            if let Err(failure) = self.finish_if_sealed(running) {
+                tracing::error!(backup = %running.id, %failure, "cannot be completed yet");
+            }
+            return;
+        }
+        if backup.state != BackupState::Receiving {
+            return;
+        }
+        let receiving = backup.disks.iter().filter(|disk| disk.state == DiskState::Receiving);
+        let unfinished: Vec<u32> = receiving.map(|disk| disk.disk_id).collect();
+        if let Some(why) = self.is_dead(running, still, &unfinished) {
+            self.end_badly(&running.id, BackupState::Failed, &why, true);
+        }
+    }
+
+    /// Why nobody works on it any more.
+    fn is_dead(&self, running: &Running, still: Duration, unfinished: &[u32]) -> Option<String> {
+        let failure = || {
+            let failures = running.disks.iter().filter_map(|disk| disk.device.failure());
+            failures.last().map_or(String::new(), |text| format!("; the last error was: {text}"))
+        };
+        if let Some(alone) = running.alone_for(unfinished)
+            && alone >= self.settings.reconnect
+        {
+            return Some(format!(
+                "the agent closed its connections in the middle of a disk, {} s ago, and did not \
+                 come back{}",
+                alone.as_secs(),
+                failure()
+            ));
+        }
+        if running.agent == "sna" && running.poll_due(self.settings.agent_poll) {
+            match self.sna.life(&running.id) {
+                Life::Gone => {
+                    return Some(format!(
+                        "the capture appliance says that the agent is gone{}",
+                        failure()
+                    ));
+                }
+                // A process that is there and does nothing is not alive for that.
+                Life::Alive | Life::Unknown => {}
+            }
+        }
+        (still >= self.settings.stall).then(|| {
+            format!(
+                "nothing moved for {} s: no bytes, no telemetry, no question{}",
+                still.as_secs(),
+                failure()
+            )
+        })
+    }
+}
