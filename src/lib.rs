@@ -1,6 +1,7 @@
 //! The Sendense hub: an in-process NBD server that writes QCOW2 chains, and the backup hub around
 //! it. See `docs/architecture.md` for the way a write takes through it.
 
+pub mod api;
 pub mod app;
 pub mod backup;
 pub mod block;

@@ -89,8 +89,7 @@ impl Secrets {
         };
         let (nonce, rest) = sealed.split_at_checked(NONCE).ok_or_else(wrong)?;
         let payload = Payload { msg: rest, aad: belongs_to.as_bytes() };
-        let plain =
-            self.cipher.decrypt(XNonce::from_slice(nonce), payload).map_err(|_| wrong())?;
+        let plain = self.cipher.decrypt(XNonce::from_slice(nonce), payload).map_err(|_| wrong())?;
         String::from_utf8(plain).map(Zeroizing::new).map_err(|_| wrong())
     }
 }

@@ -105,7 +105,8 @@ impl Backups {
         running.lives();
         let backup = self.backup(id)?;
         let row = backup.disks.iter().find(|d| d.disk_id == disk);
-        let row = row.ok_or_else(|| Failure::not_found("disk in this backup:", &disk.to_string()))?;
+        let row =
+            row.ok_or_else(|| Failure::not_found("disk in this backup:", &disk.to_string()))?;
         match (backup.state, row.state) {
             (BackupState::Receiving, DiskState::Receiving) => {
                 let part = running

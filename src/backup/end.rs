@@ -49,17 +49,18 @@ impl Backups {
         why: &str,
         agent: bool,
     ) {
-        let still = self.backup(&running.id).is_ok_and(|b| {
-            b.state.is_running() && b.state != BackupState::Sealing
-        });
+        let still = self
+            .backup(&running.id)
+            .is_ok_and(|b| b.state.is_running() && b.state != BackupState::Sealing);
         if !still {
             return;
         }
         self.running().remove(&running.id);
         for disk in &running.disks {
             disk.device.refuse_changes();
-            if let Err(error) =
-                self.publisher.withdraw(&disk.export.name, self.publisher.server().limits.shutdown_notice)
+            if let Err(error) = self
+                .publisher
+                .withdraw(&disk.export.name, self.publisher.server().limits.shutdown_notice)
             {
                 // The image is going away anyway.
                 tracing::debug!(export = %disk.export.name, %error, "closed with an error");

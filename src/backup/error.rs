@@ -37,11 +37,7 @@ pub struct Failure {
 
 impl Failure {
     /// A failure of `kind`.
-    pub fn new(
-        kind: FailureKind,
-        message: impl Into<String>,
-        details: impl Into<String>,
-    ) -> Self {
+    pub fn new(kind: FailureKind, message: impl Into<String>, details: impl Into<String>) -> Self {
         Self { kind, message: message.into(), details: details.into() }
     }
 

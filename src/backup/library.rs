@@ -48,7 +48,9 @@ impl Backups {
 
     /// Whether the repository says that it must stay.
     fn check_kept(&self, backup: &Backup) -> Result<(), Failure> {
-        let Some(repository) = self.catalog.repository(&backup.repository_id)? else { return Ok(()) };
+        let Some(repository) = self.catalog.repository(&backup.repository_id)? else {
+            return Ok(());
+        };
         let age = Timestamp::now().since(backup.completed_at.unwrap_or(backup.created_at));
         let days = age.as_secs() / 86_400;
         let kept = u64::from(repository.min_retention_days);
@@ -81,7 +83,11 @@ impl Backups {
     ///
     /// # Errors
     /// When the directory is no repository, or cannot be read.
-    pub fn import(&self, directory: &std::path::Path, actor: &str) -> Result<ImportReport, Failure> {
+    pub fn import(
+        &self,
+        directory: &std::path::Path,
+        actor: &str,
+    ) -> Result<ImportReport, Failure> {
         let (root, identity) = Root::open(directory)?;
         let path = std::path::absolute(directory).unwrap_or_else(|_| directory.to_owned());
         let path = path.to_string_lossy().into_owned();
@@ -107,8 +113,11 @@ impl Backups {
             let Some(row) = row else { continue };
             if self.catalog.import_backup(&row)? {
                 report.imported.push(row.id);
-            } else {
+            } else if self.catalog.backup(&row.id)?.is_some() {
                 report.known += 1;
+            } else {
+                let text = format!("{} cannot be imported: what it builds on is missing", row.id);
+                report.findings.push(Finding { path: directory.to_owned(), text });
             }
         }
         let text = format!("{} restore points imported", report.imported.len());
@@ -131,6 +140,14 @@ impl Backups {
             vm.id = self.catalog.put_vm(&vm)?;
         }
         let sealed = found.disks.values().map(|disk| disk.sealed_at).max();
+        let mut disks: Vec<DiskBackup> =
+            found.disks.values().map(|disk| disk_row(disk, first.backup_type)).collect();
+        for disk in &mut disks {
+            if self.catalog.alias_is_known(&disk.export_alias)? {
+                // Two backups of one second; the name is for the record only.
+                disk.export_alias.clone_from(&disk.export_name);
+            }
+        }
         Ok(Some(Backup {
             id: first.backup_id.clone(),
             vm_id: vm.id.clone(),
@@ -150,7 +167,7 @@ impl Backups {
             created_at: first.created_at,
             started_at: Some(first.created_at),
             completed_at: sealed,
-            disks: found.disks.values().map(|disk| disk_row(disk, first.backup_type)).collect(),
+            disks,
         }))
     }
 
@@ -210,7 +227,8 @@ fn compare(
                     });
                     if !same {
                         let number = disk.disk_id;
-                        findings.push(format!("{id}: catalog and manifest of disk {number} differ"));
+                        findings
+                            .push(format!("{id}: catalog and manifest of disk {number} differ"));
                     }
                 }
             }
@@ -226,7 +244,12 @@ fn compare(
 /// Parents before what builds on them.
 fn order_by_parent(found: Vec<FoundBackup>) -> Vec<FoundBackup> {
     let parent = |backup: &FoundBackup| {
-        backup.disks.values().filter_map(|m| m.parent.as_ref()).map(|p| p.backup_id.clone()).collect::<Vec<_>>()
+        backup
+            .disks
+            .values()
+            .filter_map(|m| m.parent.as_ref())
+            .map(|p| p.backup_id.clone())
+            .collect::<Vec<_>>()
     };
     let mut rest = found;
     let mut ordered: Vec<FoundBackup> = Vec::new();

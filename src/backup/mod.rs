@@ -21,6 +21,7 @@ mod running;
 mod service;
 mod settings;
 mod sna;
+mod verify;
 mod watch;
 
 pub use callbacks::{ChangeId, Telemetry};
@@ -30,4 +31,5 @@ pub use plan::{DiskPlan, Plan, Request};
 pub use running::Progress;
 pub use service::Backups;
 pub use settings::Settings;
+pub use verify::MergedChecksums;
 pub use watch::watch;

@@ -142,7 +142,11 @@ impl Backups {
     ///
     /// One question decides for the agent whether it sends all or changes, whatever the disk: so
     /// either all disks are incremental or none is.
-    fn find_parent(&self, plan: &Plan, root: &Root) -> Result<Result<Vec<DiskPlan>, String>, Failure> {
+    fn find_parent(
+        &self,
+        plan: &Plan,
+        root: &Root,
+    ) -> Result<Result<Vec<DiskPlan>, String>, Failure> {
         let earlier = self.catalog.backups(&BackupFilter {
             vm_id: Some(plan.vm.id.clone()),
             repository_id: Some(plan.repository.id.clone()),
@@ -161,9 +165,8 @@ impl Backups {
                 }
             }
         }
-        Ok(Err(first_reason.unwrap_or_else(|| {
-            "this VM has no completed backup in this repository yet".into()
-        })))
+        Ok(Err(first_reason
+            .unwrap_or_else(|| "this VM has no completed backup in this repository yet".into())))
     }
 
     fn expect_space(&self, plan: &mut Plan) -> Result<(), Failure> {

@@ -411,13 +411,16 @@ mod tests {
         device.write(&bytes(1 << 16, 1), 10 << 16).unwrap();
         let ranges = |device: &ReceivingDevice| {
             let mut ranges = Vec::new();
-            device.durable(0, SIZE, &mut |at, length, durable| {
-                ranges.push((at, length, durable));
-                true
-            }).unwrap();
+            device
+                .durable(0, SIZE, &mut |at, length, durable| {
+                    ranges.push((at, length, durable));
+                    true
+                })
+                .unwrap();
             ranges
         };
-        let expected = [(0, 1 << 16, false), (1 << 16, 1 << 16, true), (2 << 16, SIZE - (2 << 16), false)];
+        let expected =
+            [(0, 1 << 16, false), (1 << 16, 1 << 16, true), (2 << 16, SIZE - (2 << 16), false)];
         assert_eq!(ranges(&device), expected);
         let files = device.files.clone();
         device.close().unwrap();

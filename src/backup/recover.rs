@@ -61,9 +61,10 @@ impl Backups {
 
     fn has_files(&self, backup: &Backup) -> bool {
         let Ok(root) = self.root_of(backup) else { return false };
-        backup.disks.iter().any(|disk| {
-            root.files_at(&disk.path).is_ok_and(|files| files.directory.exists())
-        })
+        backup
+            .disks
+            .iter()
+            .any(|disk| root.files_at(&disk.path).is_ok_and(|files| files.directory.exists()))
     }
 
     fn resume(&self, backup: &Backup, sna: &Sna, reachable: &mut bool) {

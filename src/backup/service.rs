@@ -100,7 +100,9 @@ impl Backups {
         let kind = backup.kind;
         let text = match &backup.full_reason {
             None => format!("{kind} backup of VM '{}' asked for", backup.vm_name),
-            Some(why) => format!("full instead of incremental backup of '{}': {why}", backup.vm_name),
+            Some(why) => {
+                format!("full instead of incremental backup of '{}': {why}", backup.vm_name)
+            }
         };
         self.record(actor, "backup.requested", &backup.id, &text);
         self.dispatch()?;

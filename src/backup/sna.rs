@@ -65,7 +65,8 @@ impl Sna {
 
     /// Starts the agent of a backup. A call that may have reached the appliance is not repeated.
     pub(super) fn start(&self, start: &Start<'_>) -> Result<(), Failure> {
-        let failed = |message: String, next: &str| Err(Failure::new(FailureKind::Agent, message, next));
+        let failed =
+            |message: String, next: &str| Err(Failure::new(FailureKind::Agent, message, next));
         let mut attempt = 1;
         loop {
             match self.post("/api/v1/backup/start", start) {

@@ -92,6 +92,20 @@ impl Catalog {
         })
     }
 
+    /// When each backup that is there was verified last.
+    ///
+    /// # Errors
+    /// `Sqlite`.
+    pub fn verified(&self) -> Result<Vec<(String, Timestamp)>> {
+        self.read(|c| {
+            let mut statement = c.prepare_cached(
+                "SELECT subject, max(at) FROM events JOIN backups ON backups.id = subject
+                 WHERE action = 'backup.verified' GROUP BY subject",
+            )?;
+            statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
+        })
+    }
+
     /// Enters a token by the hash of its secret; its id.
     ///
     /// # Errors

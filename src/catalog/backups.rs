@@ -332,13 +332,8 @@ impl Catalog {
                    AND (?5 IS NULL OR b.id = ?5) AND {in_states}
                  ORDER BY b.created_at DESC, b.id DESC"
             ))?;
-            let arguments = params![
-                filter.vm_name,
-                filter.vm_id,
-                filter.repository_id,
-                filter.kind,
-                filter.id
-            ];
+            let arguments =
+                params![filter.vm_name, filter.vm_id, filter.repository_id, filter.kind, filter.id];
             let rows = statement.query_map(arguments, backup_row)?;
             let mut backups: Vec<Backup> = rows.collect::<rusqlite::Result<_>>()?;
             let mut disks = c.prepare_cached(&format!(

@@ -60,11 +60,7 @@ impl Catalog {
     }
 }
 
-fn ancestors(
-    c: &rusqlite::Connection,
-    backup: &str,
-    disk: u32,
-) -> rusqlite::Result<Vec<BackupId>> {
+fn ancestors(c: &rusqlite::Connection, backup: &str, disk: u32) -> rusqlite::Result<Vec<BackupId>> {
     let mut statement = c.prepare_cached(
         "WITH RECURSIVE up (id, depth) AS (
            SELECT ?1, 0 UNION SELECT d.parent_backup_id, up.depth + 1 FROM disk_backups d

@@ -53,7 +53,9 @@ impl Catalog {
                  ON CONFLICT (id) DO UPDATE SET vm_path = ?3, credential_id = ?4, updated_at = ?5",
                 params![id, vm.name, vm.vm_path, vm.credential_id, now],
             )
-            .map_err(|e| conflict(e, || format!("VM '{}' refers to a credential that is not there", vm.name)))?;
+            .map_err(|e| {
+                conflict(e, || format!("VM '{}' refers to a credential that is not there", vm.name))
+            })?;
             t.execute("DELETE FROM vm_disks WHERE vm_id = ?1", [&id])?;
             for disk in &vm.disks {
                 t.execute(

@@ -103,7 +103,10 @@ mod tests {
         let slugs: HashSet<_> = names.iter().map(|name| slug(name, 32)).collect();
         assert_eq!(slugs.len(), names.len(), "{slugs:?}");
         for slug in &slugs {
-            assert!(!slug.starts_with(['.', '-']) && !slug.is_empty() && slug.len() <= 32, "{slug}");
+            assert!(
+                !slug.starts_with(['.', '-']) && !slug.is_empty() && slug.len() <= 32,
+                "{slug}"
+            );
             assert!(slug.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b)));
         }
         let long = "x".repeat(300);

@@ -9,6 +9,8 @@ mod words;
 
 pub use backup::{BackupState, BackupType, DiskState};
 pub use export::{ExportSpec, Format, Source, parse_size, validate_export_name};
-pub use id::{BackupId, VmId, backup_id, export_alias, export_name, new_id, random_hex, slug, vm_id};
+pub use id::{
+    BackupId, VmId, backup_id, export_alias, export_name, new_id, random_hex, slug, vm_id,
+};
 pub use role::Role;
 pub use time::Timestamp;

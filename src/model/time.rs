@@ -80,7 +80,10 @@ mod tests {
         assert!(later.to_string() > now.to_string());
         assert_eq!(later.since(now), Duration::from_millis(1001));
         assert_eq!(now.since(later), Duration::ZERO);
-        assert_eq!(Timestamp::parse("2026-11-21T14:05:06.5Z").unwrap().compact(), "20261121T140506");
+        assert_eq!(
+            Timestamp::parse("2026-11-21T14:05:06.5Z").unwrap().compact(),
+            "20261121T140506"
+        );
         assert_eq!(Timestamp::parse("2026-11-21T14:05:06Z").unwrap().to_string().len(), 24);
     }
 }

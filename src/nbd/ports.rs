@@ -1,6 +1,6 @@
 //! Ports for single exports, from a range.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::str::FromStr;
@@ -49,12 +49,14 @@ impl fmt::Display for PortRange {
 pub struct Ports {
     range: PortRange,
     used: BTreeMap<u16, String>,
+    /// Ports that are set aside for others.
+    avoided: BTreeSet<u16>,
 }
 
 impl Ports {
     /// A pool of the ports in `range` on the loopback address.
     pub fn new(range: PortRange) -> Self {
-        Self { range, used: BTreeMap::new() }
+        Self { range, used: BTreeMap::new(), avoided: BTreeSet::new() }
     }
 
     /// The range.
@@ -68,7 +70,7 @@ impl Ports {
     /// A sentence where no port is free.
     pub fn allocate(&mut self, export: &str) -> Result<TcpListener, String> {
         for port in self.range.iter() {
-            if self.used.contains_key(&port) {
+            if self.used.contains_key(&port) || self.avoided.contains(&port) {
                 continue;
             }
             let address = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port);
@@ -83,6 +85,11 @@ impl Ports {
             self.range,
             self.used.len()
         ))
+    }
+
+    /// Passes over these ports from now on, and over no others that are free.
+    pub fn avoid(&mut self, ports: impl IntoIterator<Item = u16>) {
+        self.avoided = ports.into_iter().collect();
     }
 
     /// Gives the port of `export` back.

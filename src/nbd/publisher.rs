@@ -48,9 +48,8 @@ impl Publisher {
         runtime: tokio::runtime::Handle,
         pool: Option<PortRange>,
     ) -> Self {
-        let own = pool.map(|range| {
-            Mutex::new(Own { ports: Ports::new(range), listeners: BTreeMap::new() })
-        });
+        let own = pool
+            .map(|range| Mutex::new(Own { ports: Ports::new(range), listeners: BTreeMap::new() }));
         Self { server, pending, runtime, own }
     }
 
@@ -115,6 +114,13 @@ impl Publisher {
         match export {
             Some(export) => export.close(notice, self.server.limits.shutdown),
             None => Ok(()),
+        }
+    }
+
+    /// Gives none of these ports to exports from now on.
+    pub fn avoid(&self, ports: impl IntoIterator<Item = u16>) {
+        if let Some(mut own) = self.own() {
+            own.ports.avoid(ports);
         }
     }
 

@@ -37,6 +37,8 @@ pub struct Stats {
     bytes: [AtomicU64; KINDS],
     errors: AtomicU64,
     latency: [AtomicU64; BUCKETS],
+    /// Time of all requests, in microseconds.
+    total_latency: AtomicU64,
 }
 
 impl Default for Stats {
@@ -46,6 +48,7 @@ impl Default for Stats {
             bytes: std::array::from_fn(|_| AtomicU64::new(0)),
             errors: AtomicU64::new(0),
             latency: std::array::from_fn(|_| AtomicU64::new(0)),
+            total_latency: AtomicU64::new(0),
         }
     }
 }
@@ -93,6 +96,7 @@ impl Stats {
             self.errors.fetch_add(1, Ordering::Relaxed);
         }
         let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        self.total_latency.fetch_add(micros, Ordering::Relaxed);
         let bucket = (u64::BITS - micros.leading_zeros()) as usize;
         self.latency[bucket.min(BUCKETS - 1)].fetch_add(1, Ordering::Relaxed);
     }
@@ -122,6 +126,19 @@ impl Stats {
             latency_p50_us: self.quantile(50),
             latency_p99_us: self.quantile(99),
         }
+    }
+
+    /// Requests that took up to so many seconds, for growing bounds, and the time of all.
+    pub fn latency_histogram(&self) -> (Vec<(f64, u64)>, f64) {
+        const MICRO: f64 = 1e-6;
+        let mut count = 0;
+        let buckets = self.latency.iter().zip(0_i32..).map(|(bucket, power)| {
+            count += bucket.load(Ordering::Relaxed);
+            (2_f64.powi(power) * MICRO, count)
+        });
+        #[allow(clippy::cast_precision_loss, reason = "a sum of times")]
+        let total = self.total_latency.load(Ordering::Relaxed) as f64 * MICRO;
+        (buckets.collect(), total)
     }
 
     fn quantile(&self, percent: u64) -> u64 {

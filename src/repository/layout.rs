@@ -79,7 +79,8 @@ impl Root {
         let identity: Identity = serde_json::from_slice(&text)
             .map_err(|e| invalid(&path, format!("is no identity of a repository: {e}")))?;
         if identity.format != VERSION {
-            let text = format!("has layout version {}, this program knows {VERSION}", identity.format);
+            let text =
+                format!("has layout version {}, this program knows {VERSION}", identity.format);
             return Err(invalid(&path, text));
         }
         Ok((Self(directory.to_owned()), identity))
@@ -226,7 +227,11 @@ mod tests {
         assert_eq!(first, again);
         assert!(root.space().unwrap().free > 0);
         assert!(Root::open(&dir.path().join("elsewhere")).is_err());
-        fs::write(dir.path().join(IDENTITY), r#"{"format":9,"id":"x","created_at":"2026-01-01T00:00:00Z"}"#).unwrap();
+        fs::write(
+            dir.path().join(IDENTITY),
+            r#"{"format":9,"id":"x","created_at":"2026-01-01T00:00:00Z"}"#,
+        )
+        .unwrap();
         assert!(Root::open(dir.path()).unwrap_err().to_string().contains("version 9"));
     }
 
@@ -234,7 +239,8 @@ mod tests {
     fn paths_that_lead_out_of_the_repository_are_none() {
         let root = Root::new("/repo");
         assert_eq!(root.files_at("ctx/disk-0/b.qcow2").unwrap(), root.files("ctx", 0, "b"));
-        for path in ["../disk-0/b.qcow2", "ctx/../b.qcow2", "/etc/b.qcow2", "b.qcow2", "a/b/c.raw"] {
+        for path in ["../disk-0/b.qcow2", "ctx/../b.qcow2", "/etc/b.qcow2", "b.qcow2", "a/b/c.raw"]
+        {
             assert!(root.files_at(path).is_err(), "{path}");
         }
     }

@@ -151,7 +151,8 @@ impl Manifest {
         let envelope: Envelope<'_> = serde_json::from_str(&text).map_err(broken)?;
         if envelope.format != FORMAT || envelope.version != VERSION {
             let Envelope { format, version, .. } = envelope;
-            let text = format!("is {format} version {version}; this program knows {FORMAT} {VERSION}");
+            let text =
+                format!("is {format} version {version}; this program knows {FORMAT} {VERSION}");
             return Err(invalid(path, text));
         }
         if sha256(envelope.body.get().as_bytes()) != envelope.sha256 {

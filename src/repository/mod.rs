@@ -59,10 +59,9 @@ impl RepositoryError {
     /// Whether the file system is full.
     pub fn is_no_space(&self) -> bool {
         match self {
-            Self::Io { source, .. } => matches!(
-                source.kind(),
-                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
-            ),
+            Self::Io { source, .. } => {
+                matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+            }
             Self::Image(error) => error.kind() == qcow2::ErrorKind::NoSpace,
             Self::Invalid { .. } => false,
         }

@@ -116,7 +116,10 @@ pub fn verify_image(path: &Path, sums: &Checksums) -> Result<u64> {
                     return Ok(());
                 }
                 let at = index * sums.cluster_size();
-                Err(invalid(path, format!("is damaged: the data at byte {at} of the disk has changed")))
+                Err(invalid(
+                    path,
+                    format!("is damaged: the data at byte {at} of the disk has changed"),
+                ))
             })?;
             at = to;
         }

@@ -1,5 +1,7 @@
 //! What the process says of itself: the log.
 
+pub mod metrics;
+
 use std::io::IsTerminal;
 
 use tracing_subscriber::EnvFilter;

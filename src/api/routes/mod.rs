@@ -1,0 +1,26 @@
+//! The addresses of the API, by what they are about.
+
+mod access;
+mod agent;
+mod backups;
+mod exports;
+mod repositories;
+mod system;
+mod vms;
+
+use utoipa_axum::router::OpenApiRouter;
+
+use super::Api;
+
+/// All addresses.
+pub(super) fn router() -> OpenApiRouter<Api> {
+    let api = OpenApiRouter::new()
+        .merge(agent::router())
+        .merge(backups::router())
+        .merge(vms::router())
+        .merge(repositories::router())
+        .merge(exports::router())
+        .merge(access::router())
+        .merge(system::router());
+    OpenApiRouter::new().nest("/api/v1", api).merge(system::root())
+}
