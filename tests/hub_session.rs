@@ -8,9 +8,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use hub_support::devices::Scripted;
+use hub_support::devices::{Accountant, Scripted};
 use hub_support::*;
-use nbd_proto::{BASE_ALLOCATION, CommandFlags, CommandType, Errno, Mode, TransmissionFlags};
+use nbd_proto::{
+    BASE_ALLOCATION, CommandFlags, CommandType, Errno, Mode, SENDENSE_DURABLE, STATE_DURABLE,
+    TransmissionFlags,
+};
 use sendense_hub::export::memory::MemoryDevice;
 use sendense_hub::nbd::client::{Client, ClientError, ClientOptions};
 use sendense_hub::nbd::limits::Limits;
@@ -215,6 +218,38 @@ fn block_status_tells_holes_from_data() {
         let mib = 1 << 20;
         assert_eq!(status, [(1, vec![(mib, 0), (2 * mib, 3), (5 * mib, 0)])]);
     }
+}
+
+#[test]
+fn what_a_flush_covers_is_told_as_durable() {
+    let hub = Hub::with(Limits::default(), Arc::new(Accountant::new(SIZE, true)));
+    for mode in [Mode::Structured, Mode::Extended] {
+        let contexts = vec![BASE_ALLOCATION.to_owned(), SENDENSE_DURABLE.to_owned()];
+        let mut client =
+            hub.connect(&ClientOptions { mode, contexts, ..ClientOptions::new("disk") });
+        let id = |name: &str| {
+            let contexts = &client.session().contexts;
+            contexts.iter().find(|(_, found)| found == name).unwrap().0
+        };
+        let (allocation, durable) = (id(BASE_ALLOCATION), id(SENDENSE_DURABLE));
+        let at = if mode == Mode::Structured { 1 << 20 } else { 4 << 20 };
+        client.write(&vec![7; 1 << 20], at, CommandFlags::empty()).unwrap();
+        let before = client.block_status(at, 2 << 20).unwrap();
+        assert_eq!(before, [(allocation, vec![(2 << 20, 0)]), (durable, vec![(2 << 20, 0)])]);
+        client.flush().unwrap();
+        client.write(&vec![8; 1 << 20], at + (1 << 20), CommandFlags::empty()).unwrap();
+        let after = client.block_status(at, 2 << 20).unwrap();
+        let parts = vec![(1 << 20, STATE_DURABLE), (1 << 20, 0)];
+        assert_eq!(after, [(allocation, vec![(2 << 20, 0)]), (durable, parts)]);
+    }
+}
+
+#[test]
+fn a_device_that_does_not_tell_what_is_durable_does_not_offer_to() {
+    let hub = Hub::with(Limits::default(), Arc::new(MemoryDevice::new(SIZE, false)));
+    let contexts = vec![SENDENSE_DURABLE.to_owned()];
+    let client = hub.connect(&ClientOptions { contexts, ..ClientOptions::new("disk") });
+    assert_eq!(client.session().contexts, []);
 }
 
 #[test]
