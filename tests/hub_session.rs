@@ -15,7 +15,7 @@ use nbd_proto::{
     TransmissionFlags,
 };
 use sendense_hub::export::memory::MemoryDevice;
-use sendense_hub::nbd::client::{Client, ClientError, ClientOptions};
+use sendense_hub::nbd::client::{Address, Client, ClientError, ClientOptions};
 use sendense_hub::nbd::limits::Limits;
 
 const SIZE: usize = 8 << 20;
@@ -218,6 +218,51 @@ fn block_status_tells_holes_from_data() {
         let mib = 1 << 20;
         assert_eq!(status, [(1, vec![(mib, 0), (2 * mib, 3), (5 * mib, 0)])]);
     }
+}
+
+#[test]
+fn a_client_with_several_requests_in_flight_hears_of_each() {
+    let hub = Hub::with(Limits::default(), Arc::new(MemoryDevice::new(SIZE, false)));
+    for mode in MODES {
+        let mut client = hub.client(mode);
+        let mut waiting = std::collections::BTreeMap::new();
+        for number in 0..10u8 {
+            // The last one reaches past the end.
+            let offset = u64::from(number) * (SIZE as u64 - 1) / 9;
+            let length = if number % 2 == 0 { 100_000 } else { 100 };
+            let range = (offset.min(SIZE as u64 - 100_000), length);
+            let range = if number == 9 { (SIZE as u64 - 1, 100) } else { range };
+            let bytes = vec![number + 1; usize::try_from(length).unwrap()];
+            let flags = CommandFlags::empty();
+            let cookie = client.submit(CommandType::Write, flags, range, &bytes).unwrap();
+            waiting.insert(cookie, (number, range));
+        }
+        let flush = client.submit(CommandType::Flush, CommandFlags::empty(), (0, 0), &[]).unwrap();
+        assert_eq!(client.in_flight(), 11);
+        let mut flushed = false;
+        while client.in_flight() > 0 {
+            let (cookie, result) = client.complete().unwrap();
+            flushed |= cookie == flush;
+            match waiting.remove(&cookie) {
+                Some((9, _)) => assert_eq!(errno(result), Errno::NoSpc),
+                _ => result.unwrap(),
+            }
+        }
+        assert!(flushed && waiting.is_empty());
+        let mut seen = [0; 100];
+        client.read(&mut seen, 0).unwrap();
+        assert_eq!(seen, [1; 100]);
+    }
+}
+
+#[test]
+fn the_client_lists_the_contexts_that_an_export_offers() {
+    let hub = Hub::with(Limits::default(), Arc::new(Accountant::new(SIZE, true)));
+    let address = Address::Tcp(hub.address.to_string());
+    let list = |export, query| Client::list_contexts(&address, export, query);
+    assert_eq!(list("disk", "sendense:").unwrap(), [SENDENSE_DURABLE]);
+    assert_eq!(list("disk", "qemu:").unwrap(), [""; 0]);
+    assert!(matches!(list("none", "qemu:"), Err(ClientError::Refused(_))));
 }
 
 #[test]
