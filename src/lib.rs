@@ -3,6 +3,7 @@
 
 pub mod app;
 pub mod block;
+pub mod capture;
 pub mod checksum;
 pub mod cli;
 pub mod config;

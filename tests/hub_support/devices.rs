@@ -127,6 +127,8 @@ pub struct Accountant {
     pub memory: MemoryDevice,
     info: DeviceInfo,
     account: Mutex<Account>,
+    /// What the disk held when the session began.
+    base: Mutex<Vec<u8>>,
     /// Bytes written so far, zeroes not counted.
     pub written: AtomicU64,
     /// Writes fail with this once so many bytes are written.
@@ -154,6 +156,7 @@ impl Accountant {
             memory,
             info,
             account: Mutex::new(account),
+            base: Mutex::new(vec![0; size]),
             written: AtomicU64::new(0),
             full_at: AtomicU64::new(u64::MAX),
         }
@@ -167,10 +170,21 @@ impl Accountant {
             if !durable {
                 let offset = unit * Self::UNIT;
                 let length = Self::UNIT.min(self.info.size - offset);
-                self.memory.write_zeroes(offset, length, ZeroOptions::default()).unwrap();
+                let range = usize::try_from(offset).unwrap();
+                let range = range..range + usize::try_from(length).unwrap();
+                self.memory.write(&self.base.lock().unwrap()[range], offset).unwrap();
             }
         }
         account.written = durable;
+    }
+
+    /// A new session: what was written before is kept, but is not of this session.
+    pub fn begin(&self) {
+        let bytes = self.memory.snapshot();
+        *self.base.lock().unwrap() = bytes;
+        let mut account = self.account.lock().unwrap();
+        account.written.fill(false);
+        account.durable.fill(false);
     }
 
     /// Bytes that are durable.
@@ -184,14 +198,8 @@ impl Accountant {
         let end = offset + length;
         let last = if end == self.info.size { end.div_ceil(Self::UNIT) } else { end / Self::UNIT };
         let unit = |at: u64| usize::try_from(at).unwrap();
-        unit(offset.div_ceil(Self::UNIT))..unit(last)
-    }
-
-    fn account_for(&self, offset: u64, length: u64) {
-        let units = self.units(offset, length);
-        if !units.is_empty() {
-            self.account.lock().unwrap().written[units].fill(true);
-        }
+        let first = unit(offset.div_ceil(Self::UNIT));
+        first..unit(last).max(first)
     }
 }
 
@@ -210,14 +218,17 @@ impl BlockDevice for Accountant {
         if written > self.full_at.load(Ordering::SeqCst) {
             return Err(BlockError::new(BlockErrorKind::NoSpace, "the repository is full"));
         }
+        // Both at once: a crash must not come between them.
+        let mut account = self.account.lock().unwrap();
         self.memory.write(buf, offset)?;
-        self.account_for(offset, length);
+        account.written[self.units(offset, length)].fill(true);
         Ok(())
     }
 
     fn write_zeroes(&self, offset: u64, length: u64, options: ZeroOptions) -> BlockResult<()> {
+        let mut account = self.account.lock().unwrap();
         self.memory.write_zeroes(offset, length, options)?;
-        self.account_for(offset, length);
+        account.written[self.units(offset, length)].fill(true);
         Ok(())
     }
 
