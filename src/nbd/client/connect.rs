@@ -18,12 +18,11 @@ use super::{Client, ClientError, ClientOptions, ClientResult, Connection};
 const CONNECT: Duration = Duration::from_secs(10);
 /// Longest silence of the server inside the negotiation.
 const NEGOTIATE: Duration = Duration::from_secs(30);
-/// Silence after which the system asks whether the peer is still there, and between questions.
+/// Silence after which the system asks whether the peer's is still there, and between questions.
 const KEEPALIVE: Duration = Duration::from_secs(10);
-/// Unanswered questions after which the connection is dead.
-const KEEPALIVE_PROBES: u32 = 3;
-/// Longest time in milliseconds for which what was sent may stay without a sign from the peer's system.
-const UNACKNOWLEDGED: u32 = 40_000;
+/// Longest time in milliseconds for which the peer's system may give no sign, or take nothing in. A
+/// disk that is slow to flush must not look dead.
+const SILENCE: u32 = 300_000;
 
 /// Where a server listens.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,8 +66,7 @@ fn connect(address: &Address) -> io::Result<(Box<dyn Connection>, Handle)> {
             sockopt::set_socket_keepalive(&stream, true)?;
             sockopt::set_tcp_keepidle(&stream, KEEPALIVE)?;
             sockopt::set_tcp_keepintvl(&stream, KEEPALIVE)?;
-            sockopt::set_tcp_keepcnt(&stream, KEEPALIVE_PROBES)?;
-            sockopt::set_tcp_user_timeout(&stream, UNACKNOWLEDGED)?;
+            sockopt::set_tcp_user_timeout(&stream, SILENCE)?;
             Ok((Box::new(stream.try_clone()?), Handle::Tcp(stream)))
         }
         Address::Unix(path) => {
@@ -97,7 +95,7 @@ fn negotiate(connection: &mut dyn Connection, config: HandshakeConfig) -> Client
         let event = handshake.poll()?;
         connection.write_all(&handshake.take_output())?;
         match event {
-            Event::NeedInput => match connection.read(&mut buffer)? {
+            Event::NeedInput => match connection.read(&mut buffer).map_err(told)? {
                 0 => {
                     let text = "the server closed the connection".to_owned();
                     return Err(ClientError::Refused(text));
@@ -109,6 +107,18 @@ fn negotiate(connection: &mut dyn Connection, config: HandshakeConfig) -> Client
             }
             decided => return Ok(decided),
         }
+    }
+}
+
+/// A wait that took too long, in words.
+fn told(error: io::Error) -> io::Error {
+    match error.kind() {
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
+            let text = "the server accepted the connection and says nothing; it may be busy with \
+                        another client";
+            io::Error::new(io::ErrorKind::TimedOut, text)
+        }
+        _ => error,
     }
 }
 
