@@ -6,6 +6,7 @@ pub mod app;
 pub mod backup;
 pub mod block;
 pub mod catalog;
+pub mod capture;
 pub mod checksum;
 pub mod cli;
 pub mod config;

@@ -8,11 +8,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use hub_support::devices::Scripted;
+use hub_support::devices::{Accountant, Scripted};
 use hub_support::*;
-use nbd_proto::{BASE_ALLOCATION, CommandFlags, CommandType, Errno, Mode, TransmissionFlags};
+use nbd_proto::{
+    BASE_ALLOCATION, CommandFlags, CommandType, Errno, Mode, SENDENSE_DURABLE, STATE_DURABLE,
+    TransmissionFlags,
+};
 use sendense_hub::export::memory::MemoryDevice;
-use sendense_hub::nbd::client::{Client, ClientError, ClientOptions};
+use sendense_hub::nbd::client::{Address, Client, ClientError, ClientOptions};
 use sendense_hub::nbd::limits::Limits;
 
 const SIZE: usize = 8 << 20;
@@ -215,6 +218,83 @@ fn block_status_tells_holes_from_data() {
         let mib = 1 << 20;
         assert_eq!(status, [(1, vec![(mib, 0), (2 * mib, 3), (5 * mib, 0)])]);
     }
+}
+
+#[test]
+fn a_client_with_several_requests_in_flight_hears_of_each() {
+    let hub = Hub::with(Limits::default(), Arc::new(MemoryDevice::new(SIZE, false)));
+    for mode in MODES {
+        let mut client = hub.client(mode);
+        let mut waiting = std::collections::BTreeMap::new();
+        for number in 0..10u8 {
+            // The last one reaches past the end.
+            let offset = u64::from(number) * (SIZE as u64 - 1) / 9;
+            let length = if number % 2 == 0 { 100_000 } else { 100 };
+            let range = (offset.min(SIZE as u64 - 100_000), length);
+            let range = if number == 9 { (SIZE as u64 - 1, 100) } else { range };
+            let bytes = vec![number + 1; usize::try_from(length).unwrap()];
+            let flags = CommandFlags::empty();
+            let cookie = client.submit(CommandType::Write, flags, range, &bytes).unwrap();
+            waiting.insert(cookie, (number, range));
+        }
+        let flush = client.submit(CommandType::Flush, CommandFlags::empty(), (0, 0), &[]).unwrap();
+        assert_eq!(client.in_flight(), 11);
+        let mut flushed = false;
+        while client.in_flight() > 0 {
+            let (cookie, result) = client.complete().unwrap();
+            flushed |= cookie == flush;
+            match waiting.remove(&cookie) {
+                Some((9, _)) => assert_eq!(errno(result), Errno::NoSpc),
+                _ => result.unwrap(),
+            }
+        }
+        assert!(flushed && waiting.is_empty());
+        let mut seen = [0; 100];
+        client.read(&mut seen, 0).unwrap();
+        assert_eq!(seen, [1; 100]);
+    }
+}
+
+#[test]
+fn the_client_lists_the_contexts_that_an_export_offers() {
+    let hub = Hub::with(Limits::default(), Arc::new(Accountant::new(SIZE, true)));
+    let address = Address::Tcp(hub.address.to_string());
+    let list = |export, query| Client::list_contexts(&address, export, query);
+    assert_eq!(list("disk", "sendense:").unwrap(), [SENDENSE_DURABLE]);
+    assert_eq!(list("disk", "qemu:").unwrap(), [""; 0]);
+    assert!(matches!(list("none", "qemu:"), Err(ClientError::Refused(_))));
+}
+
+#[test]
+fn what_a_flush_covers_is_told_as_durable() {
+    let hub = Hub::with(Limits::default(), Arc::new(Accountant::new(SIZE, true)));
+    for mode in [Mode::Structured, Mode::Extended] {
+        let contexts = vec![BASE_ALLOCATION.to_owned(), SENDENSE_DURABLE.to_owned()];
+        let mut client =
+            hub.connect(&ClientOptions { mode, contexts, ..ClientOptions::new("disk") });
+        let id = |name: &str| {
+            let contexts = &client.session().contexts;
+            contexts.iter().find(|(_, found)| found == name).unwrap().0
+        };
+        let (allocation, durable) = (id(BASE_ALLOCATION), id(SENDENSE_DURABLE));
+        let at = if mode == Mode::Structured { 1 << 20 } else { 4 << 20 };
+        client.write(&vec![7; 1 << 20], at, CommandFlags::empty()).unwrap();
+        let before = client.block_status(at, 2 << 20).unwrap();
+        assert_eq!(before, [(allocation, vec![(2 << 20, 0)]), (durable, vec![(2 << 20, 0)])]);
+        client.flush().unwrap();
+        client.write(&vec![8; 1 << 20], at + (1 << 20), CommandFlags::empty()).unwrap();
+        let after = client.block_status(at, 2 << 20).unwrap();
+        let parts = vec![(1 << 20, STATE_DURABLE), (1 << 20, 0)];
+        assert_eq!(after, [(allocation, vec![(2 << 20, 0)]), (durable, parts)]);
+    }
+}
+
+#[test]
+fn a_device_that_does_not_tell_what_is_durable_does_not_offer_to() {
+    let hub = Hub::with(Limits::default(), Arc::new(MemoryDevice::new(SIZE, false)));
+    let contexts = vec![SENDENSE_DURABLE.to_owned()];
+    let client = hub.connect(&ClientOptions { contexts, ..ClientOptions::new("disk") });
+    assert_eq!(client.session().contexts, []);
 }
 
 #[test]

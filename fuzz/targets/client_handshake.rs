@@ -13,7 +13,11 @@ fuzz_target!(|input: &[u8]| {
         _ => Mode::Extended,
     };
     let mut handshake = Handshake::new(HandshakeConfig {
-        goal: if choice & 4 == 0 { Goal::Use("disk".into()) } else { Goal::List },
+        goal: match choice & 20 {
+            0 | 16 => Goal::Use("disk".into()),
+            4 => Goal::List,
+            _ => Goal::Contexts("disk".into()),
+        },
         mode,
         contexts: vec![BASE_ALLOCATION.into(), ALLOCATION_DEPTH.into()],
     });

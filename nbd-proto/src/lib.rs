@@ -56,3 +56,8 @@ pub struct BlockSizes {
 pub const BASE_ALLOCATION: &str = "base:allocation";
 /// The metadata context that tells which file of a backing chain has a range.
 pub const ALLOCATION_DEPTH: &str = "qemu:allocation-depth";
+/// The metadata context that tells which of a session's writes are durable, so that a client that was
+/// cut off sends only the rest. Of this project, not of the specification.
+pub const SENDENSE_DURABLE: &str = "sendense:durable";
+/// The bit of [`SENDENSE_DURABLE`] that a durable range has.
+pub const STATE_DURABLE: u64 = 1;

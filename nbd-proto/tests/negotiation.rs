@@ -472,6 +472,21 @@ fn the_client_lists_exports_and_hears_refusals() {
 }
 
 #[test]
+fn the_client_lists_the_contexts_of_an_export() {
+    let namespace = client::HandshakeConfig {
+        goal: client::Goal::Contexts("disk".into()),
+        mode: Mode::Simple,
+        contexts: vec!["qemu:".into()],
+    };
+    let client::Event::Contexts(names) = pair(namespace.clone(), 5).unwrap() else { panic!() };
+    assert_eq!(names, [ALLOCATION_DEPTH]);
+    let unknown =
+        client::HandshakeConfig { goal: client::Goal::Contexts("no".into()), ..namespace };
+    let client::Event::Refused(kind, _) = pair(unknown, 5).unwrap() else { panic!() };
+    assert_eq!(kind, nbd_proto::OptionReply::ErrUnknown);
+}
+
+#[test]
 fn bytes_behind_go_belong_to_the_transmission_phase() {
     let mut server = server();
     server.feed(&[option(7, &go("disk", &[])), b"request".to_vec()].concat());

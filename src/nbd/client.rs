@@ -1,17 +1,19 @@
-//! A blocking NBD client: one request at a time on one connection.
+//! A blocking NBD client: one request at a time on one connection, or several writes in flight
+//! ([`Client::submit`]).
 //!
-//! It carries the demonstration, the tests of the server, and small jobs; several connections give
-//! several requests at a time.
+//! It carries captures, the demonstration and the tests of the server.
 
+mod connect;
+mod pipeline;
+
+use std::collections::BTreeMap;
 use std::io::{self, IoSlice, Read, Write};
-use std::net::TcpStream;
-use std::os::unix::net::UnixStream;
-use std::path::Path;
 
-use nbd_proto::client::{
-    Chunk, Event, Goal, Handshake, HandshakeConfig, Reply, Session, decode_reply, encode_request,
-};
+use nbd_proto::client::{Chunk, Reply, Session, decode_reply, encode_request};
 use nbd_proto::{CommandFlags, CommandType, Errno, Mode, ProtocolError};
+
+pub use connect::Address;
+pub use pipeline::MAX_IN_FLIGHT;
 
 /// Longest header of a reply before data: extended header and offset.
 const REPLY_HEADER: usize = 40;
@@ -73,62 +75,11 @@ pub struct Client {
     session: Session,
     input: Vec<u8>,
     cookie: u64,
+    /// Requests in flight, with the failure that was told of one so far.
+    in_flight: BTreeMap<u64, Option<ClientError>>,
 }
 
 impl Client {
-    /// Connects over TCP.
-    ///
-    /// # Errors
-    /// As [`ClientError`] says.
-    pub fn connect_tcp(address: &str, options: &ClientOptions) -> ClientResult<Self> {
-        let stream = TcpStream::connect(address)?;
-        stream.set_nodelay(true)?;
-        Self::negotiate(Box::new(stream), options)
-    }
-
-    /// Connects over a Unix socket.
-    ///
-    /// # Errors
-    /// As [`ClientError`] says.
-    pub fn connect_unix(path: &Path, options: &ClientOptions) -> ClientResult<Self> {
-        Self::negotiate(Box::new(UnixStream::connect(path)?), options)
-    }
-
-    fn negotiate(
-        mut connection: Box<dyn Connection>,
-        options: &ClientOptions,
-    ) -> ClientResult<Self> {
-        let mut handshake = Handshake::new(HandshakeConfig {
-            goal: Goal::Use(options.export.clone()),
-            mode: options.mode,
-            contexts: options.contexts.clone(),
-        });
-        let mut buffer = [0; 4096];
-        loop {
-            let event = handshake.poll()?;
-            connection.write_all(&handshake.take_output())?;
-            match event {
-                Event::NeedInput => match connection.read(&mut buffer)? {
-                    0 => {
-                        let text = "the server closed the connection".to_owned();
-                        return Err(ClientError::Refused(text));
-                    }
-                    n => handshake.handle_input(&buffer[..n]),
-                },
-                Event::Transmit(session) => {
-                    let input = session.rest.to_vec();
-                    return Ok(Self { connection, session: *session, input, cookie: 0 });
-                }
-                Event::Refused(reply, text) => {
-                    return Err(ClientError::Refused(format!("{reply:?}: {text}")));
-                }
-                Event::Listed(_) => {
-                    return Err(ProtocolError("an answer that was not asked for".into()).into());
-                }
-            }
-        }
-    }
-
     /// What was negotiated.
     pub fn session(&self) -> &Session {
         &self.session

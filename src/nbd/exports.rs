@@ -7,7 +7,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use nbd_proto::server::ExportInfo;
-use nbd_proto::{ALLOCATION_DEPTH, BASE_ALLOCATION, BlockSizes, TransmissionFlags};
+use nbd_proto::{
+    ALLOCATION_DEPTH, BASE_ALLOCATION, BlockSizes, SENDENSE_DURABLE, TransmissionFlags,
+};
 
 use super::limits::{INLINE_READ, INLINE_WRITE, Limits};
 use super::socket::Socket;
@@ -186,6 +188,9 @@ impl Export {
         let mut contexts = vec![BASE_ALLOCATION.to_owned()];
         if device.has_depth {
             contexts.push(ALLOCATION_DEPTH.to_owned());
+        }
+        if device.tells_durable {
+            contexts.push(SENDENSE_DURABLE.to_owned());
         }
         ExportInfo {
             name: self.name.clone(),

@@ -4,6 +4,7 @@
 //! that has chosen its export gets a thread of its own with blocking calls: that is the shortest way
 //! from the socket to the disk, and what one peer does there cannot hold up another.
 
+mod block_status;
 pub mod buffers;
 pub mod client;
 pub mod exports;

@@ -24,6 +24,9 @@ pub enum Goal {
     Use(String),
     /// To see the names of the exports.
     List,
+    /// To see which metadata contexts the export of this name offers; the configured contexts are
+    /// queries, such as a namespace with its colon.
+    Contexts(String),
 }
 
 /// How a client negotiates.
@@ -63,6 +66,8 @@ pub enum Event {
     Transmit(Box<Session>),
     /// Names and descriptions of the exports; the connection can be closed.
     Listed(Vec<(String, String)>),
+    /// Names of the metadata contexts; the connection can be closed.
+    Contexts(Vec<String>),
     /// The server refused: type and text of its reply.
     Refused(OptionReply, String),
 }
@@ -74,6 +79,7 @@ enum Step {
     ExtendedHeaders,
     StructuredReply,
     SetMetaContext,
+    ListMetaContext,
     Go,
     ExportName,
     List,
@@ -157,6 +163,10 @@ impl Handshake {
         self.output.extend_from_slice(&answer.to_be_bytes());
         match (&self.config.goal, self.config.mode) {
             (Goal::List, _) => self.send(Step::List, OptionCode::List, &[]),
+            // Contexts come with structured replies.
+            (Goal::Contexts(_), _) => {
+                self.send(Step::StructuredReply, OptionCode::StructuredReply, &[]);
+            }
             (_, Mode::Extended) => {
                 self.send(Step::ExtendedHeaders, OptionCode::ExtendedHeaders, &[]);
             }
@@ -179,15 +189,25 @@ impl Handshake {
 
     fn export(&self) -> &[u8] {
         match &self.config.goal {
-            Goal::Use(name) => name.as_bytes(),
+            Goal::Use(name) | Goal::Contexts(name) => name.as_bytes(),
             Goal::List => &[],
         }
     }
 
     fn meta_or_go(&mut self) {
+        if matches!(self.config.goal, Goal::Contexts(_)) {
+            let data = self.queries();
+            return self.send(Step::ListMetaContext, OptionCode::ListMetaContext, &data);
+        }
         if self.config.contexts.is_empty() || self.mode == Mode::Simple {
             return self.go();
         }
+        let data = self.queries();
+        self.send(Step::SetMetaContext, OptionCode::SetMetaContext, &data);
+    }
+
+    /// Data of the metadata context options: export and queries.
+    fn queries(&self) -> Vec<u8> {
         let mut data = Vec::new();
         put_length(&mut data, self.export().len());
         data.extend_from_slice(self.export());
@@ -196,7 +216,7 @@ impl Handshake {
             put_length(&mut data, context.len());
             data.extend_from_slice(context.as_bytes());
         }
-        self.send(Step::SetMetaContext, OptionCode::SetMetaContext, &data);
+        data
     }
 
     fn go(&mut self) {
@@ -214,6 +234,7 @@ impl Handshake {
             Step::ExtendedHeaders => OptionCode::ExtendedHeaders,
             Step::StructuredReply => OptionCode::StructuredReply,
             Step::SetMetaContext => OptionCode::SetMetaContext,
+            Step::ListMetaContext => OptionCode::ListMetaContext,
             Step::List => OptionCode::List,
             Step::Greeting | Step::Go | Step::ExportName | Step::Finished => OptionCode::Go,
         }
@@ -276,6 +297,11 @@ impl Handshake {
                 self.meta_or_go();
             }
             Step::SetMetaContext => self.go(),
+            Step::ListMetaContext => {
+                self.step = Step::Finished;
+                let names = self.contexts.drain(..).map(|(_, name)| name).collect();
+                return Ok(Some(Event::Contexts(names)));
+            }
             Step::List => {
                 self.step = Step::Finished;
                 return Ok(Some(Event::Listed(std::mem::take(&mut self.listed))));
@@ -296,6 +322,11 @@ impl Handshake {
             Step::ExtendedHeaders => {
                 self.send(Step::StructuredReply, OptionCode::StructuredReply, &[]);
                 return None;
+            }
+            // A server without structured replies has no contexts.
+            Step::StructuredReply if matches!(self.config.goal, Goal::Contexts(_)) => {
+                self.step = Step::Finished;
+                return Some(Event::Contexts(Vec::new()));
             }
             Step::StructuredReply => {
                 self.go();
