@@ -18,7 +18,7 @@ use crate::telemetry;
 /// Where everything is served unless told otherwise.
 const DEFAULT_LISTEN: &str = "127.0.0.1:10809";
 /// Exit code after a second signal: 128 and the number of SIGINT.
-const FORCED: u8 = 130;
+pub(super) const FORCED: u8 = 130;
 /// Size of an empty argument to `--pool`.
 const DEFAULT_POOL: &str = "10100-10200";
 
@@ -153,7 +153,7 @@ fn create(source: &Source, size: u64, arguments: &CreateArguments) -> Result<(),
 }
 
 /// The system's default of 1024 open files is too few for idle connections of many clients.
-fn raise_file_limit() {
+pub(super) fn raise_file_limit() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };

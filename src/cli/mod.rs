@@ -4,6 +4,7 @@ mod demo;
 mod export;
 mod image;
 mod output;
+mod serve;
 mod status;
 
 use std::process::ExitCode;
@@ -30,6 +31,8 @@ enum Command {
     /// Work on image files: create, info, check, map, compare
     #[command(subcommand)]
     Image(image::ImageCommand),
+    /// Run the hub: backups, catalog, API, until a signal ends it
+    Serve(serve::ServeArguments),
     /// Show what a running server does
     Status(status::StatusArguments),
 }
@@ -41,6 +44,7 @@ pub fn main() -> ExitCode {
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Export(arguments) => export::run(*arguments),
         Command::Image(command) => image::run(command),
+        Command::Serve(arguments) => serve::run(&arguments),
         Command::Status(arguments) => status::run(&arguments),
     };
     result.unwrap_or_else(|message| {

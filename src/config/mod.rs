@@ -1,3 +1,6 @@
 //! Configuration that is read from files.
 
 pub mod dropins;
+mod hub;
+
+pub use hub::HubConfig;

@@ -1,5 +1,9 @@
 //! The server process: start order, reload, orderly end.
 
+mod hub;
+
+pub use hub::{Hub, Reachable, serve};
+
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::net::SocketAddr;
@@ -292,27 +296,7 @@ impl App {
 
     /// Ends everything in order; whether all of it ended well.
     async fn stop(&mut self) -> bool {
-        let limits = self.server.limits.clone();
-        self.server.exports.begin_shutdown();
-        let closing: Vec<_> = self
-            .server
-            .exports
-            .all()
-            .into_iter()
-            .map(|export| tokio::spawn(close(export, limits.shutdown_notice, limits.shutdown)))
-            .collect();
-        let all = async {
-            let mut clean = true;
-            for task in closing {
-                clean &= task.await.unwrap_or(false);
-            }
-            clean
-        };
-        // Devices may take longer than their connections: the bound holds for both.
-        let clean = tokio::time::timeout(limits.shutdown, all).await.unwrap_or_else(|_| {
-            tracing::error!("shutdown took longer than {:?}", limits.shutdown);
-            false
-        });
+        let clean = close_all(&self.server).await;
         self.shared.clear();
         self.own.clear();
         clean
@@ -372,6 +356,30 @@ fn status(server: &Server, pending: &Pending) -> Status {
         peak_write_memory,
         exports: exports.collect(),
     }
+}
+
+/// Ends all exports within the time for a shutdown; whether all ended well.
+async fn close_all(server: &Arc<Server>) -> bool {
+    let limits = server.limits.clone();
+    server.exports.begin_shutdown();
+    let closing: Vec<_> = server
+        .exports
+        .all()
+        .into_iter()
+        .map(|export| tokio::spawn(close(export, limits.shutdown_notice, limits.shutdown)))
+        .collect();
+    let all = async {
+        let mut clean = true;
+        for task in closing {
+            clean &= task.await.unwrap_or(false);
+        }
+        clean
+    };
+    // Devices may take longer than their connections: the bound holds for both.
+    tokio::time::timeout(limits.shutdown, all).await.unwrap_or_else(|_| {
+        tracing::error!("shutdown took longer than {:?}", limits.shutdown);
+        false
+    })
 }
 
 /// Ends an export's connections and closes its device; whether both went well.
