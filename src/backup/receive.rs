@@ -84,6 +84,11 @@ impl ReceivingDevice {
         })
     }
 
+    /// Whether anything was ever written, in this process or before.
+    pub(super) fn has_begun(&self) -> bool {
+        self.received.has_begun()
+    }
+
     /// Bytes of data that came in.
     pub(super) fn bytes_written(&self) -> u64 {
         self.bytes_written.load(Ordering::Relaxed)
@@ -144,6 +149,7 @@ impl ReceivingDevice {
             let text = "this disk of the backup is complete and takes no more writes";
             return Err(BlockError::new(BlockErrorKind::Closing, text));
         }
+        self.received.begin().map_err(|e| sums_failed(&e))?;
         Ok(sealed)
     }
 

@@ -4,7 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// Clusters per word.
 const BITS: u64 = 64;
@@ -15,6 +15,8 @@ const BITS: u64 = 64;
 pub(super) struct Received {
     came: Vec<AtomicU64>,
     durable: Vec<AtomicU64>,
+    /// Whether anything was ever written, however little of it is durable.
+    begun: AtomicBool,
     file: File,
 }
 
@@ -34,7 +36,22 @@ impl Received {
         }
         let (entries, _) = bytes.as_chunks::<8>();
         let load = || entries.iter().map(|b| AtomicU64::new(u64::from_le_bytes(*b))).collect();
-        Ok(Self { came: load(), durable: load(), file })
+        let begun = AtomicBool::new(file.metadata()?.len() > 0);
+        Ok(Self { came: load(), durable: load(), begun, file })
+    }
+
+    /// Notes that something is about to be written; the file says so, too.
+    pub(super) fn begin(&self) -> io::Result<()> {
+        if !self.begun.load(Ordering::Acquire) {
+            self.file.set_len(self.durable.len() as u64 * 8 + 1)?;
+            self.begun.store(true, Ordering::Release);
+        }
+        Ok(())
+    }
+
+    /// Whether anything was ever written.
+    pub(super) fn has_begun(&self) -> bool {
+        self.begun.load(Ordering::Acquire)
     }
 
     /// Notes that the clusters `from .. to` came in whole.
@@ -88,6 +105,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("d");
         let received = Received::open(&path, 1000).unwrap();
+        assert!(!Received::open(&path, 1000).unwrap().has_begun());
+        received.begin().unwrap();
+        assert!(Received::open(&path, 1000).unwrap().has_begun());
         received.note(60, 200);
         let before = received.snapshot();
         received.note(300, 301);
