@@ -157,7 +157,7 @@ impl Running {
     pub(super) fn alone_for(&self, unfinished: &[u32]) -> Option<Duration> {
         let deserted = self.disks.iter().any(|disk| {
             unfinished.contains(&disk.disk_id)
-                && disk.device.bytes_covered() > 0
+                && disk.device.has_begun()
                 && disk.export.connections().0 == 0
         });
         let mut signs = self.signs();

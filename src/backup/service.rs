@@ -111,15 +111,15 @@ impl Backups {
 
     fn enter(&self, plan: Plan, request: &Request) -> Result<Backup, Failure> {
         // Catalogued names have a resolution of a second.
-        let mut now = Timestamp::now();
-        let taken = |now| -> Result<bool, Failure> {
+        let mut named = Timestamp::now();
+        let taken = |named| -> Result<bool, Failure> {
             let (vm, first) = (&plan.vm.id, plan.disks.first().map_or(0, |d| d.disk.disk_id));
-            Ok(self.catalog.alias_is_known(&export_alias(vm, first, plan.kind, now))?)
+            Ok(self.catalog.alias_is_known(&export_alias(vm, first, plan.kind, named))?)
         };
-        while taken(now)? {
-            now = now.after(Duration::from_secs(1));
+        while taken(named)? {
+            named = named.after(Duration::from_secs(1));
         }
-        let backup = plan.into_backup(request, now);
+        let backup = plan.into_backup(request, named);
         self.catalog.add_backup(&backup)?;
         Ok(backup)
     }

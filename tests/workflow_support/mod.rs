@@ -55,8 +55,10 @@ impl Hub {
         let nbd_section = if sections.contains("[nbd]") { "" } else { "[nbd]\n" };
         let config = format!(
             "[api]\nagent_listen = \"127.0.0.1:{api}\"\n\
-             [backups]\nmin_free = \"1M\"\nreconnect_seconds = 2\n{backups}\n\
+             [backups]\n{}{}{backups}\n\
              {nbd_section}{}",
+            if backups.contains("min_free") { "" } else { "min_free = \"1M\"\n" },
+            if backups.contains("reconnect") { "" } else { "reconnect_seconds = 2\n" },
             if nbd_section.is_empty() {
                 sections.replace("[nbd]", &format!("[nbd]\nlisten = [\"127.0.0.1:{nbd}\"]"))
             } else {
@@ -121,6 +123,17 @@ impl Hub {
         let mut child = self.child.take().unwrap();
         child.kill().unwrap();
         child.wait().unwrap();
+    }
+
+    /// SIGKILL without waiting, for whoever has it borrowed.
+    pub fn kill_now(&self) {
+        let pid = rustix::process::Pid::from_child(self.child.as_ref().unwrap());
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    }
+
+    /// Waits for the end of a process that was killed.
+    pub fn reap(&mut self) {
+        self.child.take().unwrap().wait().unwrap();
     }
 
     /// SIGTERM; the process must end well.
@@ -387,13 +400,13 @@ impl Vm {
         format!("52 3c ec 11 9e 2c 4c 3d-87 4a c3 4e 85 f2 ea 9{number}/{}", self.serial)
     }
 
-    /// Writes into the disks, and begins to track changes anew: these are the changes.
+    /// Writes into the disks; changes are tracked from the last remembered restore point on.
     pub fn change(&mut self, count: u64) {
         self.serial += 1;
         for number in 0..self.disks() {
             let file = File::options().write(true).open(self.disk(number)).unwrap();
             let size = file.metadata().unwrap().len();
-            let mut changes = Vec::new();
+            let mut changes = self.changes[number as usize].clone();
             for turn in 0..count {
                 let at = self.random.below(size) / 512 * 512;
                 let length = (1 + self.random.below(200)).min((size - at) / 512) * 512;
@@ -424,6 +437,11 @@ impl Vm {
         });
         let copies = copies.collect();
         self.points.push((id, copies));
+        self.changes.iter_mut().for_each(Vec::clear);
+    }
+
+    pub fn last_remembered(&self) -> Option<&str> {
+        self.points.last().map(|(id, _)| id.as_str())
     }
 
     pub fn forget_last(&mut self) {
