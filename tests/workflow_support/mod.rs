@@ -50,11 +50,20 @@ impl Hub {
         Self::in_directory(tempfile::tempdir().unwrap(), backups, sections)
     }
 
+    /// A hub with more in `[api]`.
+    pub fn with_api(api: &str) -> Self {
+        Self::made(tempfile::tempdir().unwrap(), "", "", api)
+    }
+
     pub fn in_directory(directory: TempDir, backups: &str, sections: &str) -> Self {
+        Self::made(directory, backups, sections, "")
+    }
+
+    fn made(directory: TempDir, backups: &str, sections: &str, more: &str) -> Self {
         let (api, nbd) = (free_port(), free_port());
         let nbd_section = if sections.contains("[nbd]") { "" } else { "[nbd]\n" };
         let config = format!(
-            "[api]\nagent_listen = \"127.0.0.1:{api}\"\n\
+            "[api]\nagent_listen = \"127.0.0.1:{api}\"\n{more}\
              [backups]\n{}{}{backups}\n\
              {nbd_section}{}",
             if backups.contains("min_free") { "" } else { "min_free = \"1M\"\n" },
