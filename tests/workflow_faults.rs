@@ -33,7 +33,7 @@ fn attempt(hub: &Hub, vm: &Vm, kind: &str, told: &AtomicU64) -> Option<String> {
         .timeout_global(Some(LIMIT))
         .build()
         .into();
-    let mut post = |path: String, body: &serde_json::Value| -> Option<serde_json::Value> {
+    let post = |path: String, body: &serde_json::Value| -> Option<serde_json::Value> {
         told.fetch_add(1, Ordering::SeqCst);
         let mut answer = agent
             .post(format!("{}/api/v1/{path}", hub.api))

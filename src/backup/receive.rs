@@ -372,7 +372,8 @@ mod tests {
     }
 
     fn bytes(length: u64, seed: u64) -> Vec<u8> {
-        (0..length).map(|i| (i.wrapping_mul(0x9e37_79b9).wrapping_add(seed) >> 7) as u8).collect()
+        let byte = |i: u64| i.wrapping_mul(0x9e37_79b9).wrapping_add(seed).to_le_bytes()[1];
+        (0..length).map(byte).collect()
     }
 
     fn verify(device: &ReceivingDevice) -> u64 {

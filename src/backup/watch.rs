@@ -87,8 +87,8 @@ impl Backups {
     /// Why nobody works on it any more.
     fn is_dead(&self, running: &Running, still: Duration, unfinished: &[u32]) -> Option<String> {
         let failure = || {
-            let failures = running.disks.iter().filter_map(|disk| disk.device.failure());
-            failures.last().map_or(String::new(), |text| format!("; the last error was: {text}"))
+            let mut failures = running.disks.iter().rev().filter_map(|disk| disk.device.failure());
+            failures.next().map_or(String::new(), |text| format!("; the last error was: {text}"))
         };
         if let Some(alone) = running.alone_for(unfinished)
             && alone >= self.settings.reconnect
