@@ -114,8 +114,12 @@ fn bad_requests_are_refused_with_status_and_reason() {
         assert!(answer["error"].is_string(), "{answer}");
     }
     assert_eq!(hub.request("PATCH", "backups", None).0, 405);
+    // Whoever is still sending may find the connection closed before the answer is read.
     let long = json!({"vm_name": "x".repeat(2 << 20), "backup_type": "full"});
-    assert_eq!(start(long).0, 413);
+    if let Some((status, _)) = hub.try_request(Some(&hub.token), "POST", "backups", Some(&long)) {
+        assert_eq!(status, 413);
+    }
+    assert_eq!(hub.request("GET", "health", None).0, 200);
     for disks in [
         json!([{"disk_id": 0, "capacity_bytes": 512}, {"disk_id": 0, "capacity_bytes": 512}]),
         json!([{"disk_id": 0, "disk_key": 2000, "capacity_bytes": 512},

@@ -172,6 +172,18 @@ impl Hub {
         path: &str,
         body: Option<&Value>,
     ) -> (u16, Value) {
+        self.try_request(token, method, path, body)
+            .unwrap_or_else(|| panic!("{method} {path}: no answer\n{}", self.log()))
+    }
+
+    /// The same; nothing where the connection failed.
+    pub fn try_request(
+        &self,
+        token: Option<&str>,
+        method: &str,
+        path: &str,
+        body: Option<&Value>,
+    ) -> Option<(u16, Value)> {
         let agent: ureq::Agent = ureq::Agent::config_builder()
             .http_status_as_error(false)
             .timeout_global(Some(LIMIT))
@@ -186,10 +198,10 @@ impl Hub {
             request = request.header("authorization", format!("Bearer {token}"));
         }
         let text = body.map(Value::to_string).unwrap_or_default();
-        let mut answer = agent.run(request.body(text).unwrap()).unwrap();
-        let text = answer.body_mut().with_config().limit(64 << 20).read_to_string().unwrap();
+        let mut answer = agent.run(request.body(text).unwrap()).ok()?;
+        let text = answer.body_mut().with_config().limit(64 << 20).read_to_string().ok()?;
         let status = answer.status().as_u16();
-        (status, serde_json::from_str(&text).unwrap_or(Value::String(text)))
+        Some((status, serde_json::from_str(&text).unwrap_or(Value::String(text))))
     }
 
     /// A request that must be answered with success.
