@@ -87,5 +87,23 @@ fn small(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, whole_disk, small);
+fn checksums(c: &mut Criterion) {
+    let cluster: Vec<u8> = (0..64_u32 << 10).flat_map(|i| (i * 7919).to_le_bytes()).collect();
+    let cluster = &cluster[..64 << 10];
+    let mut group = c.benchmark_group("a cluster of 64 KiB");
+    group.throughput(Throughput::Bytes(64 << 10));
+    group.bench_function("checksum (CRC-32 and XXH3)", |b| {
+        b.iter(|| sendense_hub::checksum::Checksum::of(std::hint::black_box(cluster)));
+    });
+    group.bench_function("CRC-32 alone", |b| {
+        b.iter(|| crc32fast::hash(std::hint::black_box(cluster)));
+    });
+    group.bench_function("memory comparison", |b| {
+        let other = cluster.to_vec();
+        b.iter(|| std::hint::black_box(cluster) == std::hint::black_box(other.as_slice()));
+    });
+    group.finish();
+}
+
+criterion_group!(benches, whole_disk, small, checksums);
 criterion_main!(benches);

@@ -464,3 +464,56 @@ fn a_bare_repository_tells_a_new_hub_everything() {
     new.post(&format!("backups/{id}/cancel"), &json!({}));
     new.assert_tidy();
 }
+
+#[test]
+fn a_backup_on_which_nobody_works_fails_and_one_that_gives_a_sign_of_life_does_not() {
+    let hub = Hub::configured("stall_seconds = 2\nquarantine = true\n", "");
+    let vm = Vm::new(&hub, "idle", &[MIB, MIB]);
+    Vm::new(&hub, "dead", &[MIB]);
+    let idle = hub.start_backup("idle", "full");
+    let dead = hub.start_backup("dead", "full");
+    let id = |backup: &serde_json::Value| backup["backup_id"].as_str().unwrap().to_owned();
+    // The later disk has no connection yet, and that is well: the agent talks of the first one.
+    let telemetry = json!({"status": "running", "current_phase": "reading"});
+    let path = format!("telemetry/backup/{}", id(&idle));
+    let since = std::time::Instant::now();
+    while hub.backup(&id(&dead))["status"] == "running" {
+        assert_eq!(hub.request_as(None, "POST", &path, Some(&telemetry)).0, 200);
+        assert!(since.elapsed() < workflow_support::LIMIT);
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+    let failed = hub.backup(&id(&dead));
+    assert!(failed["error_message"].as_str().unwrap().contains("nothing moved"), "{failed}");
+    assert_eq!(hub.backup(&id(&idle))["status"], "running");
+    for disk in 0..2 {
+        hub.send(&vm, &idle, disk);
+        assert_eq!(hub.complete(&id(&idle), disk, "c/1").0, 200);
+    }
+    let kept = hub.repository().join(".quarantine").join(id(&dead)).join("disk-0.qcow2");
+    assert!(kept.exists(), "what came in is put aside where that is configured");
+    hub.assert_tidy();
+}
+
+#[test]
+fn a_client_that_dies_in_the_middle_fails_its_backup_with_the_reason() {
+    let hub = Hub::configured("reconnect_seconds = 1", "");
+    let vm = Vm::new(&hub, "web", &[MIB]);
+    let backup = hub.start_backup("web", "full");
+    hub.send(&vm, &backup, 0);
+    // Its connections are closed, and it never says that the disk is complete.
+    let failed = hub.ended(backup["backup_id"].as_str().unwrap());
+    assert!(failed["error_message"].as_str().unwrap().contains("connections"), "{failed}");
+    hub.assert_tidy();
+}
+
+#[test]
+fn a_vm_without_disks_and_a_disk_of_no_bytes_are_refused_before_anything_is_made() {
+    let hub = Hub::start();
+    hub.ok("PUT", "vms/empty", Some(&json!({"disks": []})));
+    let wish = json!({"vm_name": "empty", "backup_type": "full", "agent": "caller"});
+    let (status, body) = hub.request("POST", "backups", Some(&wish));
+    assert_eq!(status, 422, "{body}");
+    assert!(body["details"].as_str().unwrap().contains("disks"), "{body}");
+    assert_eq!(hub.get("backups")["total"], 0);
+    hub.assert_tidy();
+}

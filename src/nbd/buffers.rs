@@ -212,7 +212,7 @@ mod tests {
         let first = budget.take(60);
         let order = Arc::new(Mutex::new(Vec::new()));
         std::thread::scope(|scope| {
-            for bytes in [80, 10] {
+            for bytes in [80, 30] {
                 let (budget, order) = (Arc::clone(&budget), Arc::clone(&order));
                 let waiting = budget.lock().waiting.len();
                 let taker = Arc::clone(&budget);
@@ -228,6 +228,6 @@ mod tests {
             assert!(budget.is_short());
             drop(first);
         });
-        assert_eq!(*order.lock().unwrap(), [80, 10]);
+        assert_eq!(*order.lock().unwrap(), [80, 30]);
     }
 }
