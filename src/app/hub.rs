@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io;
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
@@ -32,6 +33,8 @@ const KEY: &str = "secret.key";
 const REPOSITORY: &str = "repository";
 /// Name of the token that a first start makes.
 const FIRST_TOKEN: &str = "first-admin";
+/// Events that are kept; older ones are forgotten at a start.
+const EVENTS: u32 = 100_000;
 /// Time that requests of the API have to finish when the hub ends.
 const API_END: Duration = Duration::from_secs(3);
 
@@ -105,7 +108,10 @@ fn settings(config: &HubConfig, nbd: &[SocketAddr]) -> Result<Settings, String> 
 
 /// The catalog, with a token and a repository in it.
 fn open_catalog(directory: &Path) -> io::Result<(Catalog, Option<String>)> {
-    let catalog = Catalog::open(&directory.join(CATALOG)).map_err(other)?;
+    let path = directory.join(CATALOG);
+    let catalog = Catalog::open(&path).map_err(other)?;
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
+    catalog.prune_events(EVENTS).map_err(other)?;
     let mut first_token = None;
     if catalog.tokens().map_err(other)?.is_empty() {
         let token = new_token();
@@ -130,6 +136,24 @@ fn open_catalog(directory: &Path) -> io::Result<(Catalog, Option<String>)> {
         catalog.add_repository(&repository).map_err(other)?;
     }
     Ok((catalog, first_token))
+}
+
+/// Checks what the types of the configuration do not tell.
+///
+/// # Errors
+/// A sentence with the key.
+pub fn check(config: &HubConfig) -> Result<(), String> {
+    let key = |name: &str, error: String| format!("{name}: {error}");
+    config.nbd.pool.parse::<PortRange>().map_err(|e| key("nbd.pool", e))?;
+    let buffers = parse_size(&config.nbd.buffers).map_err(|e| key("nbd.buffers", e))?;
+    let buffered = usize::try_from(buffers).unwrap_or(usize::MAX);
+    let limits = Limits { buffered, ..Limits::default() };
+    limits.validate().map_err(|e| key("nbd.buffers", e))?;
+    settings(config, &[]).map_err(|e| key("backups.min_free", e))?;
+    for path in config.api.tls_certificate.iter().chain(&config.api.tls_key) {
+        fs::metadata(path).map_err(|e| format!("'{}': {e}", path.display()))?;
+    }
+    Ok(())
 }
 
 impl Hub {

@@ -2,7 +2,7 @@
 
 mod hub;
 
-pub use hub::{Hub, Reachable, serve};
+pub use hub::{Hub, Reachable, check, serve};
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};

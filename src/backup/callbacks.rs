@@ -1,5 +1,7 @@
 //! What agents tell and ask while a backup runs.
 
+use std::sync::PoisonError;
+
 use qcow2::Repair;
 use serde::Deserialize;
 
@@ -98,10 +100,11 @@ impl Backups {
             let message = format!("a change id has at most {CHANGE_ID} bytes");
             return Err(Failure::new(FailureKind::Invalid, message, ""));
         }
+        let turn = self.turn(id);
+        let _held = turn.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(running) = self.find_running(id) else {
             return self.completed_before(id, disk);
         };
-        let _turn = running.turn();
         running.lives();
         let backup = self.backup(id)?;
         let row = backup.disks.iter().find(|d| d.disk_id == disk);
@@ -114,9 +117,11 @@ impl Backups {
                     .ok_or_else(|| Failure::not_found("open image of disk", &disk.to_string()))?;
                 if let Err(failure) = self.seal(&backup, row, part, change_id) {
                     let text = format!("disk {disk} could not be sealed: {failure}");
-                    self.end_in_turn(&running, BackupState::Failed, &text, true);
+                    self.end_in_turn(id, BackupState::Failed, &text, true);
                     return Err(failure);
                 }
+                // Sealing may have taken long.
+                running.lives();
             }
             (BackupState::Receiving | BackupState::Sealing, _) => {}
             _ => return self.completed_before(id, disk),
@@ -201,6 +206,7 @@ impl Backups {
             &DiskBackup {
                 change_id: Some(change_id.to_owned()),
                 bytes_received: manifest.bytes_received,
+                bytes_unchanged: part.device.bytes_unchanged(),
                 stored_bytes: Some(sealed.stored_bytes),
                 file_bytes: Some(sealed.file_bytes),
                 root_hash: Some(sealed.root_hash),

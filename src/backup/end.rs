@@ -1,7 +1,7 @@
 //! Ends that are none: failed and cancelled backups, and what is taken away with them.
 
 use std::fs;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use super::error::Failure;
@@ -9,83 +9,70 @@ use super::running::Running;
 use super::service::Backups;
 use crate::catalog::Backup;
 use crate::model::BackupState;
-use crate::repository::{DiskFiles, Root, remove};
+use crate::repository::{DiskFiles, Root, remove_unfinished};
 
 /// Where the files of failed backups are kept, inside a repository.
 const QUARANTINE: &str = ".quarantine";
 
 impl Backups {
-    /// Cancels a backup.
+    /// Cancels a backup. One that is being prepared is waited for.
     ///
     /// # Errors
-    /// `NotFound`; `Conflict` where it has ended.
+    /// `NotFound`; `Conflict` where it has ended, or is about to be complete.
     pub fn cancel(&self, id: &str, actor: &str) -> Result<Backup, Failure> {
-        let backup = self.backup(id)?;
-        if !backup.state.is_running() || backup.state == BackupState::Sealing {
+        let turn = self.turn(id);
+        let _held = turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let why = format!("cancelled by {actor}");
+        if !self.end_in_turn(id, BackupState::Cancelled, &why, true) {
+            let backup = self.backup(id)?;
             return Err(Self::wrong_state(&backup, "it cannot be cancelled any more"));
         }
-        self.record(actor, "backup.cancelled", id, "cancelled");
-        self.end_badly(id, BackupState::Cancelled, &format!("cancelled by {actor}"), true);
         self.backup(id)
     }
 
-    /// Ends a backup without a restore point and takes away what it has. One that has ended stays as
-    /// it is.
-    pub(super) fn end_badly(&self, id: &str, state: BackupState, why: &str, agent: bool) {
-        match self.find_running(id) {
-            Some(running) => {
-                let _turn = running.turn();
-                self.end_in_turn(&running, state, why, agent);
-            }
-            None => self.clear_up(id, state, why, agent),
-        }
-    }
-
-    /// The same for whoever holds the turn.
+    /// Ends a backup without a restore point and takes away what it has; whether it did. One that
+    /// has ended, or only goes forward, stays as it is. The caller holds its turn.
     pub(super) fn end_in_turn(
         &self,
-        running: &Running,
+        id: &str,
         state: BackupState,
         why: &str,
-        agent: bool,
-    ) {
-        let still = self
-            .backup(&running.id)
-            .is_ok_and(|b| b.state.is_running() && b.state != BackupState::Sealing);
-        if !still {
-            return;
+        tell_agent: bool,
+    ) -> bool {
+        use BackupState::{Preparing, Queued, Receiving};
+        let Ok(backup) = self.backup(id) else { return false };
+        if !matches!(backup.state, Queued | Preparing | Receiving) {
+            return false;
         }
-        self.running().remove(&running.id);
-        for disk in &running.disks {
+        let running = self.running().remove(id);
+        for disk in running.iter().flat_map(|running| &running.disks) {
             disk.device.refuse_changes();
-            if let Err(error) = self
-                .publisher
-                .withdraw(&disk.export.name, self.publisher.server().limits.shutdown_notice)
-            {
+            let notice = self.publisher.server().limits.shutdown_notice;
+            if let Err(error) = self.publisher.withdraw(&disk.export.name, notice) {
                 // The image is going away anyway.
                 tracing::debug!(export = %disk.export.name, %error, "closed with an error");
             }
+            if let Some(error) = disk.device.failure()
+                && let Err(error) = self.catalog.note_disk_error(id, disk.disk_id, &error)
+            {
+                tracing::error!(backup = id, %error, "an error cannot be recorded");
+            }
         }
-        self.clear_up(&running.id, state, why, agent);
-    }
-
-    fn clear_up(&self, id: &str, state: BackupState, why: &str, agent: bool) {
-        let Ok(backup) = self.backup(id) else { return };
         let mut why = why.to_owned();
         if let Err(error) = self.remove_unfinished(&backup) {
             why = format!("{why}; its files could not be removed: {error}");
         }
         match self.catalog.fail_backup(id, state, &why) {
-            Ok(true) => self.record("hub", &format!("backup.{state}"), id, &why),
-            Ok(false) => {}
+            Ok(_) => self.record("hub", &format!("backup.{state}"), id, &why),
             Err(error) => tracing::error!(backup = id, %error, "the end cannot be recorded"),
         }
-        if agent && backup.agent == "sna" {
+        if tell_agent && backup.agent == "sna" && backup.state != Queued {
             // The appliance may be gone too; nobody waits for it.
             let sna = super::sna::Sna::new(&self.settings.sna_url, self.settings.sna_timeout);
             let id = id.to_owned();
             std::thread::spawn(move || sna.clean_up(&id));
         }
+        true
     }
 
     /// Removes the files of a backup that is no restore point, or puts them aside.
@@ -96,7 +83,7 @@ impl Backups {
             if self.settings.quarantine {
                 put_aside(&root, &files, &backup.id, disk.disk_id);
             }
-            remove(&files)?;
+            remove_unfinished(&files)?;
         }
         Ok(())
     }
@@ -121,14 +108,14 @@ impl Backups {
 fn put_aside(root: &Root, files: &DiskFiles, backup: &str, disk: u32) {
     let directory = root.directory().join(QUARANTINE).join(backup);
     let image = DiskFiles::partial(&files.image());
+    if !image.exists() {
+        return;
+    }
     let put = || {
         fs::create_dir_all(&directory)?;
         fs::rename(&image, directory.join(format!("disk-{disk}.qcow2")))
     };
-    match put() {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            tracing::warn!(image = %image.display(), %error, "not kept in quarantine");
-        }
-        _ => {}
+    if let Err(error) = put() {
+        tracing::warn!(image = %image.display(), %error, "not kept in quarantine");
     }
 }

@@ -1,6 +1,6 @@
 //! From a planned backup to an agent that sends: images, exports, the call.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use qcow2::{BackingFormat, CreateOptions};
 
@@ -19,10 +19,16 @@ impl Backups {
     /// Makes images and exports of a backup in state `preparing`, and starts its agent. Where that
     /// fails the backup has failed, and nothing of it is left.
     pub(super) fn launch(&self, backup: &Backup) -> Result<(), Failure> {
+        let turn = self.turn(&backup.id);
+        let _held = turn.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.backup(&backup.id)?.state != BackupState::Preparing {
+            return Err(Failure::new(FailureKind::Conflict, "the backup was cancelled", ""));
+        }
         let launched = self.prepare(backup).and_then(|()| self.call_agent(backup));
         if let Err(failure) = &launched {
+            // A call that failed may have reached the appliance.
             let started = failure.kind == FailureKind::Agent;
-            self.end_badly(&backup.id, BackupState::Failed, &failure.to_string(), started);
+            self.end_in_turn(&backup.id, BackupState::Failed, &failure.to_string(), started);
         }
         launched
     }
@@ -34,10 +40,8 @@ impl Backups {
         }
         self.open_disks(backup, &root, |_| true)?;
         // The agent may ask back before its start is answered.
-        if self.catalog.set_state(&backup.id, &[BackupState::Preparing], BackupState::Receiving)? {
-            return Ok(());
-        }
-        Err(Failure::new(FailureKind::Conflict, "the backup was cancelled", ""))
+        self.catalog.set_state(&backup.id, &[BackupState::Preparing], BackupState::Receiving)?;
+        Ok(())
     }
 
     /// Opens the images of those disks that `wanted` names, and makes them visible.
@@ -101,14 +105,13 @@ impl Backups {
             .open_sealed(&credential.secret, &credential.name)
             .map_err(|e| agent(e.to_string()))?;
         let first = backup.disks.first().map_or("", |disk| disk.previous_change_id.as_str());
-        let port = self.settings.nbd_port;
         self.sna.start(&Start {
             vm_name: &vm.name,
             vcenter_host: &credential.vcenter_host,
             vcenter_user: &credential.username,
             vcenter_password: &password,
             vm_path: &vm.vm_path,
-            nbd_host: &format!("{}:{port}", self.settings.nbd_host),
+            nbd_host: &self.settings.nbd_host,
             nbd_targets: &self.targets(&backup),
             job_id: &backup.id,
             backup_type: backup.kind.as_str(),

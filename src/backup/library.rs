@@ -67,12 +67,12 @@ impl Backups {
             return Ok(());
         }
         if days < kept || (repository.is_immutable && kept == 0) {
-            let message = format!(
-                "repository '{}' keeps backups for {kept} days at least{}; this one has {days}",
-                repository.name,
-                if repository.is_immutable { ", immutable" } else { "" }
-            );
-            return Err(Failure::new(FailureKind::Conflict, message, "wait until then"));
+            let name = &repository.name;
+            let message = match kept {
+                0 => format!("repository '{name}' is immutable: it keeps its backups for ever"),
+                _ => format!("repository '{name}' keeps backups for {kept} days; this has {days}"),
+            };
+            return Err(Failure::new(FailureKind::Conflict, message, ""));
         }
         Ok(())
     }
@@ -100,9 +100,8 @@ impl Backups {
         let (root, identity) = Root::open(directory)?;
         let path = std::path::absolute(directory).unwrap_or_else(|_| directory.to_owned());
         let path = path.to_string_lossy().into_owned();
-        let known = self.catalog.repository(&identity.id)?;
-        if known.is_none() {
-            self.catalog.add_repository(&Repository {
+        match self.catalog.repository(&identity.id)? {
+            None => self.catalog.add_repository(&Repository {
                 id: identity.id.clone(),
                 name: identity.id.clone(),
                 kind: "local".into(),
@@ -112,13 +111,29 @@ impl Backups {
                 is_immutable: false,
                 min_retention_days: 0,
                 created_at: identity.created_at,
-            })?;
+            })?,
+            Some(known) if known.path == path => {}
+            Some(known) if Root::open(known.path.as_ref()).is_err() => {
+                self.catalog.move_repository(&known.id, &path)?;
+                let text = format!("moved from {} to {path}", known.path);
+                self.record(actor, "repository.moved", &known.id, &text);
+            }
+            Some(known) => {
+                let message = format!(
+                    "'{path}' is a copy of repository '{}', which is at '{}'",
+                    known.name, known.path
+                );
+                let next = "one of the two can be in a catalog: import the copy into another hub, \
+                            or take the original away first";
+                return Err(Failure::new(FailureKind::Conflict, message, next));
+            }
         }
         let (found, findings) = scan(&root)?;
         let mut report =
             ImportReport { repository_id: identity.id, imported: Vec::new(), known: 0, findings };
+        let before: Vec<String> = self.catalog.vms()?.into_iter().map(|vm| vm.name).collect();
         for backup in order_by_parent(found) {
-            let row = self.import_row(&backup, &report.repository_id)?;
+            let row = self.import_row(&backup, &report.repository_id, &before)?;
             let Some(row) = row else { continue };
             if self.catalog.import_backup(&row)? {
                 report.imported.push(row.id);
@@ -134,7 +149,14 @@ impl Backups {
         Ok(report)
     }
 
-    fn import_row(&self, found: &FoundBackup, repository: &str) -> Result<Option<Backup>, Failure> {
+    /// The row of a backup that was found. A VM that was not known `before` is entered, as its
+    /// newest backup tells of it.
+    fn import_row(
+        &self,
+        found: &FoundBackup,
+        repository: &str,
+        before: &[String],
+    ) -> Result<Option<Backup>, Failure> {
         let Some(first) = found.disks.values().next() else { return Ok(None) };
         let mut vm = self.catalog.vm_by_name(&first.vm.name)?.unwrap_or_else(|| Vm {
             id: first.vm.id.clone(),
@@ -143,8 +165,7 @@ impl Backups {
             credential_id: None,
             disks: Vec::new(),
         });
-        // Later backups tell of the VM as it was later.
-        if vm.disks.is_empty() || self.catalog.vm_by_name(&vm.name)?.is_none() {
+        if !before.contains(&vm.name) {
             vm.disks = found.disks.values().map(vm_disk).collect();
             vm.id = self.catalog.put_vm(&vm)?;
         }
@@ -303,6 +324,7 @@ fn disk_row(manifest: &Manifest, kind: BackupType) -> DiskBackup {
         export_alias: export_alias(&manifest.vm.id, disk, kind, manifest.created_at),
         port: None,
         bytes_received: manifest.bytes_received,
+        bytes_unchanged: 0,
         stored_bytes: Some(manifest.image.stored_bytes),
         file_bytes: Some(manifest.image.file_bytes),
         root_hash: Some(manifest.image.root_hash.clone()),

@@ -5,8 +5,8 @@
 //!    \___________\____________\-> failed | cancelled
 //! ```
 //!
-//! The catalog has the state, so that it survives the process; [`Running`](running::Running) has
-//! what goes with it: open images, exports, signs of life. Whoever changes a backup holds its turn.
+//! The catalog has the state, so that it survives the process; `Running` has what
+//! goes with it: open images, exports, signs of life. Whoever changes a backup holds its turn.
 
 mod callbacks;
 mod end;

@@ -336,6 +336,7 @@ impl Plan {
                 export_alias: export_alias(&self.vm.id, number, self.kind, named),
                 port: None,
                 bytes_received: 0,
+                bytes_unchanged: 0,
                 stored_bytes: None,
                 file_bytes: None,
                 root_hash: None,

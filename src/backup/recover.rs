@@ -27,12 +27,13 @@ impl Backups {
         for backup in all.iter().rev() {
             let outcome = match backup.state {
                 BackupState::Completed | BackupState::Queued => Ok(()),
-                BackupState::Failed | BackupState::Cancelled => self.sweep(backup),
+                // What a crash in the middle of an end left behind.
+                BackupState::Failed | BackupState::Cancelled => self.remove_unfinished(backup),
                 BackupState::Sealing => self.publish_sealed(backup),
                 BackupState::Deleting => self.delete_files(backup),
                 BackupState::Preparing => {
                     let why = "the hub ended while the backup was being prepared; start it again";
-                    self.end_badly(&backup.id, BackupState::Failed, why, true);
+                    self.end_in_turn(&backup.id, BackupState::Failed, why, true);
                     Ok(())
                 }
                 BackupState::Receiving => {
@@ -48,32 +49,18 @@ impl Backups {
         Ok(())
     }
 
-    /// Removes what a failed backup may have left behind.
-    fn sweep(&self, backup: &Backup) -> Result<(), Failure> {
-        if backup.disks.iter().all(|disk| disk.sealed_at.is_none() && disk.bytes_received == 0)
-            && !self.has_files(backup)
-        {
-            return Ok(());
-        }
-        self.remove_unfinished(backup)
-    }
-
-    fn has_files(&self, backup: &Backup) -> bool {
-        let Ok(root) = self.root_of(backup) else { return false };
-        backup
-            .disks
-            .iter()
-            .any(|disk| root.files_at(&disk.path).is_ok_and(|files| files.directory.exists()))
-    }
-
     fn resume(&self, backup: &Backup, sna: &Sna, reachable: &mut bool) {
         if let Err(why) = self.try_resume(backup, sna, reachable) {
             let text = format!("the hub was started again: {why}");
-            self.end_badly(&backup.id, BackupState::Failed, &text, true);
+            self.end_in_turn(&backup.id, BackupState::Failed, &text, true);
         }
     }
 
     fn try_resume(&self, backup: &Backup, sna: &Sna, reachable: &mut bool) -> Result<(), String> {
+        if backup.disks.iter().all(|disk| disk.state == DiskState::Sealed) {
+            // Nothing more is needed from the agent.
+            return self.publish_sealed(backup).map_err(|e| e.to_string());
+        }
         if backup.agent == "sna" {
             let life = if *reachable { sna.life(&backup.id) } else { Life::Unknown };
             *reachable = *reachable && life != Life::Unknown;
@@ -82,9 +69,6 @@ impl Backups {
             }
         }
         let root = self.root_of(backup).map_err(|e| e.to_string())?;
-        if backup.disks.iter().all(|disk| disk.state == DiskState::Sealed) {
-            return self.publish_sealed(backup).map_err(|e| e.to_string());
-        }
         let receiving = |disk: &crate::catalog::DiskBackup| disk.state == DiskState::Receiving;
         let running = self.open_disks(backup, &root, receiving).map_err(|e| e.to_string())?;
         // The capture agent does not connect again: a disk of its that has begun is lost. One that

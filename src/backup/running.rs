@@ -42,8 +42,6 @@ pub(super) struct Running {
     pub(super) vm_name: String,
     pub(super) agent: String,
     pub(super) disks: Vec<RunningDisk>,
-    /// Whoever changes its state, or that of a disk, holds this.
-    turn: Mutex<()>,
     signs: Mutex<Signs>,
     persisted: AtomicU64,
 }
@@ -78,15 +76,9 @@ impl Running {
             vm_name: backup.vm_name.clone(),
             agent: backup.agent.clone(),
             disks,
-            turn: Mutex::new(()),
             signs: Mutex::new(Signs { moved, polled: moved, ..Signs::default() }),
             persisted: AtomicU64::new(u64::MAX),
         }
-    }
-
-    /// Waits for the right to change this backup.
-    pub(super) fn turn(&self) -> MutexGuard<'_, ()> {
-        self.turn.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn signs(&self) -> MutexGuard<'_, Signs> {

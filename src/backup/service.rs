@@ -1,7 +1,7 @@
 //! The service: what all parts of it share, and what others ask it.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use super::error::{Failure, FailureKind};
@@ -23,6 +23,8 @@ pub struct Backups {
     pub(super) settings: Settings,
     pub(super) sna: Sna,
     pub(super) running: Mutex<BTreeMap<String, Arc<Running>>>,
+    /// Who changes a backup: see [`Backups::turn`].
+    pub(super) turns: Mutex<BTreeMap<String, Weak<Mutex<()>>>>,
     /// Held while it is decided which queued backup starts.
     pub(super) dispatch: Mutex<()>,
 }
@@ -36,8 +38,8 @@ impl Backups {
         settings: Settings,
     ) -> Self {
         let sna = Sna::new(&settings.sna_url, settings.sna_timeout);
-        let (running, dispatch) = (Mutex::default(), Mutex::default());
-        Self { catalog, publisher, secrets, settings, sna, running, dispatch }
+        let (running, turns, dispatch) = (Mutex::default(), Mutex::default(), Mutex::default());
+        Self { catalog, publisher, secrets, settings, sna, running, turns, dispatch }
     }
 
     /// The catalog.
@@ -62,6 +64,19 @@ impl Backups {
 
     pub(super) fn running(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Running>>> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The lock of a backup. Whoever changes its state, or that of a disk, holds it: from launch to
+    /// agent, from sealing to restore point, from the decision that it has failed to the last file.
+    pub(super) fn turn(&self, id: &str) -> Arc<Mutex<()>> {
+        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        turns.retain(|_, turn| turn.strong_count() > 0);
+        if let Some(turn) = turns.get(id).and_then(Weak::upgrade) {
+            return turn;
+        }
+        let turn = Arc::new(Mutex::new(()));
+        turns.insert(id.to_owned(), Arc::downgrade(&turn));
+        turn
     }
 
     pub(super) fn find_running(&self, id: &str) -> Option<Arc<Running>> {
@@ -163,6 +178,7 @@ impl Backups {
 
     /// How far a backup is.
     pub fn progress(&self, backup: &Backup) -> Progress {
+        let unchanged = backup.disks.iter().map(|disk| disk.bytes_unchanged).sum();
         let total_bytes = backup.disks.iter().map(|disk| disk.capacity).sum();
         match self.find_running(&backup.id) {
             Some(running) => {
@@ -177,10 +193,12 @@ impl Backups {
                 // Disks that were sealed before the hub was started again are not in its counters.
                 progress.bytes_transferred =
                     progress.bytes_transferred.max(backup.bytes_transferred);
+                progress.bytes_unchanged = progress.bytes_unchanged.max(unchanged);
                 progress
             }
             None => Progress {
                 bytes_transferred: backup.bytes_transferred,
+                bytes_unchanged: unchanged,
                 total_bytes,
                 percent: if backup.state == BackupState::Completed { 100.0 } else { 0.0 },
                 agent_phase: backup.agent_phase.clone(),
@@ -195,7 +213,6 @@ impl Backups {
     pub fn stop(&self) {
         let all: Vec<_> = std::mem::take(&mut *self.running()).into_values().collect();
         for running in all {
-            let _turn = running.turn();
             if let Some(counters) = running.changed_counters() {
                 let _ = self.catalog.note_progress(&running.id, &counters, None);
             }

@@ -54,6 +54,19 @@ impl MergedChecksums {
             for (slot, sum) in sums.iter_mut().skip(at).zip(found) {
                 *slot = sum;
             }
+            // The last cluster of a disk that has grown since was shorter then.
+            let short = sums_of.size() / cluster;
+            let grown = sums_of.size() % cluster != 0 && image.size() > sums_of.size();
+            if grown && (first.max(from)..last).contains(&short) {
+                let start = short * cluster;
+                let length = cluster.min(image.size() - start);
+                let mut bytes = vec![0; usize::try_from(length).unwrap_or(usize::MAX)];
+                image.read_at(&mut bytes, start).map_err(std::io::Error::other)?;
+                let at = usize::try_from(short - from).unwrap_or(usize::MAX);
+                if let Some(slot) = sums.get_mut(at) {
+                    *slot = Some(Checksum::of(&bytes));
+                }
+            }
         }
         Ok(sums.iter().flat_map(|sum| sum.map_or([0; LENGTH], Checksum::encode)).collect())
     }
@@ -86,6 +99,7 @@ impl Backups {
             });
             match verified {
                 Ok(read) => bytes += read,
+                Err(error) if !error.is_damage() => return Err(error.into()),
                 Err(error) => {
                     let text = format!("disk {} is damaged: {error}", disk.disk_id);
                     self.record(actor, "backup.damaged", id, &text);

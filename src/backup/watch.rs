@@ -65,10 +65,16 @@ impl Backups {
 
     fn look_at(&self, running: &Running) {
         let still = running.observe();
+        // Nobody is kept from completing a disk by an appliance that does not answer.
+        let gone = running.agent == "sna"
+            && running.poll_due(self.settings.agent_poll)
+            && self.sna.life(&running.id) == Life::Gone;
+        let turn = self.turn(&running.id);
+        // Who has the turn is at work.
+        let Ok(_held) = turn.try_lock() else { return };
         let Ok(backup) = self.backup(&running.id) else { return };
         if backup.state == BackupState::Sealing {
             // Its files could not all get their names, or the catalog failed: try again.
-            let _turn = running.turn();
             if let Err(failure) = self.finish_if_sealed(running) {
                 tracing::error!(backup = %running.id, %failure, "cannot be completed yet");
             }
@@ -79,13 +85,19 @@ impl Backups {
         }
         let receiving = backup.disks.iter().filter(|disk| disk.state == DiskState::Receiving);
         let unfinished: Vec<u32> = receiving.map(|disk| disk.disk_id).collect();
-        if let Some(why) = self.is_dead(running, still, &unfinished) {
-            self.end_badly(&running.id, BackupState::Failed, &why, true);
+        if let Some(why) = self.is_dead(running, still, gone, &unfinished) {
+            self.end_in_turn(&running.id, BackupState::Failed, &why, true);
         }
     }
 
     /// Why nobody works on it any more.
-    fn is_dead(&self, running: &Running, still: Duration, unfinished: &[u32]) -> Option<String> {
+    fn is_dead(
+        &self,
+        running: &Running,
+        still: Duration,
+        gone: bool,
+        unfinished: &[u32],
+    ) -> Option<String> {
         let failure = || {
             let mut failures = running.disks.iter().rev().filter_map(|disk| disk.device.failure());
             failures.next().map_or(String::new(), |text| format!("; the last error was: {text}"))
@@ -100,17 +112,9 @@ impl Backups {
                 failure()
             ));
         }
-        if running.agent == "sna" && running.poll_due(self.settings.agent_poll) {
-            match self.sna.life(&running.id) {
-                Life::Gone => {
-                    return Some(format!(
-                        "the capture appliance says that the agent is gone{}",
-                        failure()
-                    ));
-                }
-                // A process that is there and does nothing is not alive for that.
-                Life::Alive | Life::Unknown => {}
-            }
+        if gone {
+            // A process that is there and does nothing is not alive for that: only "gone" counts.
+            return Some(format!("the capture appliance says that the agent is gone{}", failure()));
         }
         (still >= self.settings.stall).then(|| {
             format!(

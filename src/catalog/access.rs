@@ -68,6 +68,21 @@ impl Catalog {
         })
     }
 
+    /// Forgets all but the newest `keep` events; what verifications found stays.
+    ///
+    /// # Errors
+    /// `Sqlite`.
+    pub fn prune_events(&self, keep: u32) -> Result<()> {
+        self.write(|t| {
+            t.execute(
+                "DELETE FROM events WHERE id <= (SELECT max(id) FROM events) - ?1
+                 AND action NOT IN ('backup.verified', 'backup.damaged')",
+                [keep],
+            )?;
+            Ok(())
+        })
+    }
+
     /// The last `most` events, newest first, of one subject or all.
     ///
     /// # Errors

@@ -77,6 +77,8 @@ pub struct DiskBackup {
     pub port: Option<u16>,
     /// Bytes that came in.
     pub bytes_received: u64,
+    /// Bytes that came in and were not stored, because the chain has them; once sealed.
+    pub bytes_unchanged: u64,
     /// Bytes of data in the image, once sealed.
     pub stored_bytes: Option<u64>,
     /// Length of the image file, once sealed.
@@ -115,7 +117,7 @@ const COLUMNS: &str = "b.id, b.vm_id, v.name, b.repository_id, b.policy_id, b.ty
 
 const DISK_COLUMNS: &str = "disk_id, disk_key, capacity_bytes, state, parent_backup_id, \
      previous_change_id, change_id, path, export_name, export_alias, port, bytes_received, \
-     stored_bytes, file_bytes, root_hash, error, sealed_at";
+     stored_bytes, file_bytes, root_hash, error, sealed_at, bytes_unchanged";
 
 impl Catalog {
     /// Enters a backup with its disks. A VM has one running backup at a time.
@@ -207,7 +209,7 @@ impl Catalog {
         self.write(|t| {
             let changed = t.execute(
                 "UPDATE backups SET state = ?2, error = ?3, completed_at = ?4 WHERE id = ?1
-                 AND state IN ('queued', 'preparing', 'receiving', 'sealing')",
+                 AND state IN ('queued', 'preparing', 'receiving')",
                 params![id, to, error, Timestamp::now()],
             )?;
             if changed > 0 {
@@ -233,7 +235,7 @@ impl Catalog {
         self.write(|t| {
             for (disk, bytes) in disks {
                 t.execute(
-                    "UPDATE disk_backups SET bytes_received = ?3
+                    "UPDATE disk_backups SET bytes_received = max(bytes_received, ?3)
                      WHERE backup_id = ?1 AND disk_id = ?2",
                     params![id, disk, clamp(*bytes)],
                 )?;
@@ -276,7 +278,8 @@ impl Catalog {
         self.write(|t| {
             t.execute(
                 "UPDATE disk_backups SET state = 'sealed', change_id = ?3, bytes_received = ?4,
-                   stored_bytes = ?5, file_bytes = ?6, root_hash = ?7, sealed_at = ?8, port = NULL
+                   stored_bytes = ?5, file_bytes = ?6, root_hash = ?7, sealed_at = ?8, port = NULL,
+                   bytes_unchanged = ?9
                  WHERE backup_id = ?1 AND disk_id = ?2 AND state = 'receiving'",
                 params![
                     id,
@@ -286,7 +289,8 @@ impl Catalog {
                     disk.stored_bytes.map(clamp),
                     disk.file_bytes.map(clamp),
                     disk.root_hash,
-                    disk.sealed_at
+                    disk.sealed_at,
+                    clamp(disk.bytes_unchanged)
                 ],
             )?;
             t.execute(
@@ -323,20 +327,35 @@ impl Catalog {
         })
     }
 
-    /// Enters a restore point that was found in a repository, with its chains. One that is there
-    /// already is left as it is.
+    /// Enters a restore point that was found in a repository, with its chains; whether it did. One
+    /// that is there already is left as it is, and one whose parent is not there is not entered.
     ///
     /// # Errors
     /// `Sqlite`.
     pub fn import_backup(&self, backup: &Backup) -> Result<bool> {
+        let entered = self.write(|t| {
+            insert(t, backup)?;
+            move_heads(t, &backup.id, backup.completed_at.unwrap_or(backup.created_at))
+        });
+        match entered {
+            Ok(()) => Ok(true),
+            // Nothing of it was entered.
+            Err(CatalogError::Conflict(_)) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Notes what went wrong with a disk.
+    ///
+    /// # Errors
+    /// `Sqlite`.
+    pub fn note_disk_error(&self, id: &str, disk: u32, error: &str) -> Result<()> {
         self.write(|t| {
-            match insert(t, backup) {
-                Ok(()) => {}
-                Err(CatalogError::Conflict(_)) => return Ok(false),
-                Err(error) => return Err(error),
-            }
-            move_heads(t, &backup.id, backup.completed_at.unwrap_or(backup.created_at))?;
-            Ok(true)
+            t.execute(
+                "UPDATE disk_backups SET error = ?3 WHERE backup_id = ?1 AND disk_id = ?2",
+                params![id, disk, error],
+            )?;
+            Ok(())
         })
     }
 
@@ -577,5 +596,6 @@ fn disk_row(row: &Row<'_>) -> rusqlite::Result<DiskBackup> {
         root_hash: row.get(14)?,
         error: row.get(15)?,
         sealed_at: row.get(16)?,
+        bytes_unchanged: row.get(17)?,
     })
 }

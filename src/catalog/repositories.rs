@@ -102,6 +102,18 @@ impl Catalog {
         Ok(self.repositories()?.into_iter().find(|r| r.id == key || r.name == key))
     }
 
+    /// Notes that a repository is elsewhere now.
+    ///
+    /// # Errors
+    /// `Conflict` where another one is there; `Sqlite`.
+    pub fn move_repository(&self, id: &str, path: &str) -> Result<()> {
+        self.write(|t| {
+            t.execute("UPDATE repositories SET path = ?2 WHERE id = ?1", params![id, path])
+                .map_err(|e| conflict(e, || format!("another repository is at '{path}'")))?;
+            Ok(())
+        })
+    }
+
     /// Forgets a repository; its files stay.
     ///
     /// # Errors

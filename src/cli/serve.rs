@@ -35,6 +35,7 @@ pub(super) fn run(arguments: &ServeArguments) -> Result<ExitCode, String> {
         Some(path) => HubConfig::read(path)?,
         None => HubConfig::default(),
     };
+    app::check(&config)?;
     if arguments.check {
         return Ok(ExitCode::SUCCESS);
     }

@@ -19,7 +19,7 @@ mod verify;
 pub use checksums::Checksums;
 pub use layout::{DiskFiles, Identity, Root, Space};
 pub use manifest::{DiskOf, ImageOf, Manifest, ParentOf, VmOf};
-pub use publish::{publish, remove, sync_directory};
+pub use publish::{publish, remove, remove_unfinished, sync_directory};
 pub use scan::{Finding, FoundBackup, scan};
 pub use verify::{complete_checksums, verify_image};
 
@@ -56,6 +56,15 @@ pub enum RepositoryError {
 pub type Result<T> = std::result::Result<T, RepositoryError>;
 
 impl RepositoryError {
+    /// Whether this says that a file is not what was written, rather than that it could not be read.
+    pub fn is_damage(&self) -> bool {
+        match self {
+            Self::Io { source, .. } => source.kind() == io::ErrorKind::NotFound,
+            Self::Image(error) => error.kind() == qcow2::ErrorKind::Corrupt,
+            Self::Invalid { .. } => true,
+        }
+    }
+
     /// Whether the file system is full.
     pub fn is_no_space(&self) -> bool {
         match self {

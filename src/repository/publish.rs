@@ -29,8 +29,8 @@ pub fn publish(files: &DiskFiles) -> Result<()> {
     // A manifest whose image lost its name in a power cut would tell of what is not there.
     sync_directory(&files.directory)?;
     rename(&manifest)?;
-    sync_directory(&files.directory)?;
-    remove_if_there(&files.durable())
+    remove_if_there(&files.durable())?;
+    sync_directory(&files.directory)
 }
 
 fn rename(path: &Path) -> Result<()> {
@@ -40,18 +40,30 @@ fn rename(path: &Path) -> Result<()> {
     }
 }
 
-/// Removes the files of a disk, finished or not, the manifest first; durable on return. What is not
-/// there is no error, so that this can be repeated. Directories that are left empty go too.
+/// Removes the files of a disk that is part of a restore point, the manifest first; durable on
+/// return. What is not there is no error, so that this can be repeated. Directories that are left
+/// empty go too.
 ///
 /// # Errors
 /// `Io`.
 pub fn remove(files: &DiskFiles) -> Result<()> {
+    let [image, checksums, manifest] = files.finished();
+    for path in [&manifest, &checksums, &image] {
+        remove_if_there(path)?;
+    }
+    remove_unfinished(files)
+}
+
+/// The same for a disk that is no part of a restore point: files that have their names stay.
+///
+/// # Errors
+/// `Io`.
+pub fn remove_unfinished(files: &DiskFiles) -> Result<()> {
     if !files.directory.exists() {
         return Ok(());
     }
     let [image, checksums, manifest] = files.finished();
     for path in [&manifest, &checksums, &image] {
-        remove_if_there(path)?;
         remove_if_there(&DiskFiles::partial(path))?;
     }
     remove_if_there(&temporary(&DiskFiles::partial(&manifest)))?;

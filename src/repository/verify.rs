@@ -80,8 +80,8 @@ pub fn complete_checksums(image: &Image, sums: &Checksums, path: &Path) -> Resul
     sums.clear(after, sums.clusters()).map_err(failed("cannot write", path))
 }
 
-/// Reads every stored cluster of the image at `path` and compares it with `sums`; the backing files
-/// are not needed. Returns the bytes read.
+/// Reads every stored cluster of the image at `path` and compares it with `sums`; its backing
+/// files are opened and not read. Returns the bytes read.
 ///
 /// # Errors
 /// `Invalid` with the first cluster that differs; `Io`, `Image`.

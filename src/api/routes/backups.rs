@@ -277,7 +277,7 @@ async fn copy(
 ) -> ApiResult<Response> {
     api.blocking(move |backups| backups.backup(&id)).await?;
     let text = "this version makes no copies between repositories";
-    let next = "copy the repository's directory, and import it: sendense-ctl repository import";
+    let next = "copy the repository's directory, and import it into another hub";
     let failure = Failure::new(FailureKind::Unprocessable, text, next);
     Ok((StatusCode::NOT_IMPLEMENTED, super::super::error::body(&failure)).into_response())
 }

@@ -91,6 +91,7 @@ CREATE TABLE disk_backups (
     export_alias       TEXT NOT NULL,
     port               INTEGER,
     bytes_received     INTEGER NOT NULL DEFAULT 0,
+    bytes_unchanged    INTEGER NOT NULL DEFAULT 0,
     stored_bytes       INTEGER,
     file_bytes         INTEGER,
     root_hash          TEXT,
