@@ -112,7 +112,6 @@ pub(super) fn run(context: &Context, command: RepositoryCommand) -> CtlResult<u8
             let wish = json!({"path": arguments.path});
             let report = api.post("/repositories/import", &wish, LONG)?;
             out.done(&report, || imported(&report))?;
-            return Ok(system::code_of(&report));
         }
         RepositoryCommand::Remove(of) => {
             let path = format!("/repositories/{}", encode(&of.repository));

@@ -86,12 +86,7 @@ pub(super) fn check(context: &Context) -> CtlResult<u8> {
             false => findings.join("\n"),
         }
     })?;
-    Ok(code_of(&checked))
-}
-
-/// The exit code of a report with `findings`.
-pub(super) fn code_of(report: &Value) -> u8 {
-    if each(report, "findings").next().is_some() { FAILED } else { OK }
+    Ok(if each(&checked, "findings").next().is_some() { FAILED } else { OK })
 }
 
 #[derive(Debug, Args)]
