@@ -29,21 +29,30 @@ impl Backups {
         if backup.state.is_running() {
             return Err(Self::wrong_state(&backup, "cancel it first"));
         }
-        let dependents = self.catalog.dependents(id)?;
-        if !dependents.is_empty() {
-            let message = format!("backup {id} is needed by {}", dependents.join(", "));
-            let next = "delete those first, the newest first";
-            return Err(Failure::new(FailureKind::Conflict, message, next));
-        }
+        self.check_not_exported(&backup)?;
         if backup.state == BackupState::Completed {
             self.check_kept(&backup)?;
         }
-        use BackupState::{Cancelled, Completed, Deleting, Failed};
-        if !self.catalog.set_state(id, &[Completed, Failed, Cancelled, Deleting], Deleting)? {
-            return Err(Self::wrong_state(&backup, "it cannot be deleted now"));
-        }
+        self.catalog.begin_delete(id)?;
         self.record(actor, "backup.deleted", id, "deleted");
         self.delete_files(&backup)
+    }
+
+    /// Whether an operator's export shows it.
+    fn check_not_exported(&self, backup: &Backup) -> Result<(), Failure> {
+        let Ok(root) = self.root_of(backup) else { return Ok(()) };
+        for export in self.catalog.exports()? {
+            let shown = backup.disks.iter().any(|disk| {
+                let image = root.directory().join(&disk.path).canonicalize();
+                image.is_ok_and(|image| image == std::path::Path::new(&export.path))
+            });
+            if shown {
+                let message = format!("backup {} is exported as '{}'", backup.id, export.name);
+                let next = "take the export away first: DELETE /api/v1/nbd/exports/{name}";
+                return Err(Failure::new(FailureKind::Conflict, message, next));
+            }
+        }
+        Ok(())
     }
 
     /// Whether the repository says that it must stay.

@@ -155,8 +155,10 @@ impl Backups {
         })?;
         let mut first_reason = None;
         for backup in &earlier {
-            let disks: Result<Vec<DiskPlan>, String> =
-                plan.vm.disks.iter().map(|disk| build_on(backup, disk, root)).collect();
+            let disks = match self.damaged_ancestor(backup)? {
+                Some(damaged) => Err(format!("{damaged} was found to be damaged")),
+                None => plan.vm.disks.iter().map(|disk| build_on(backup, disk, root)).collect(),
+            };
             match disks {
                 Ok(disks) => return Ok(Ok(disks)),
                 Err(reason) => {
@@ -167,6 +169,18 @@ impl Backups {
         }
         Ok(Err(first_reason
             .unwrap_or_else(|| "this VM has no completed backup in this repository yet".into())))
+    }
+
+    /// A backup, of those that this one is made of, that its last verification found damaged.
+    fn damaged_ancestor(&self, backup: &Backup) -> Result<Option<String>, Failure> {
+        for disk in &backup.disks {
+            for id in self.catalog.lineage(&backup.id, disk.disk_id)? {
+                if self.catalog.is_damaged(&id)? {
+                    return Ok(Some(id));
+                }
+            }
+        }
+        Ok(None)
     }
 
     fn expect_space(&self, plan: &mut Plan) -> Result<(), Failure> {
@@ -302,8 +316,10 @@ fn check_tags(tags: &BTreeMap<String, String>) -> Result<(), Failure> {
 }
 
 impl Plan {
-    /// The rows of the backup that does this, asked for `now`.
-    pub(super) fn into_backup(self, request: &Request, now: Timestamp) -> Backup {
+    /// The rows of the backup that does this. `named` is the time in the catalogued names of its
+    /// exports.
+    pub(super) fn into_backup(self, request: &Request, named: Timestamp) -> Backup {
+        let now = Timestamp::now();
         let id = backup_id(&self.vm.name, now);
         let disks = self.disks.iter().map(|plan| {
             let number = plan.disk.disk_id;
@@ -317,7 +333,7 @@ impl Plan {
                 change_id: None,
                 path: DiskFiles::relative(&self.vm.id, number, &id),
                 export_name: export_name(&id, number),
-                export_alias: export_alias(&self.vm.id, number, self.kind, now),
+                export_alias: export_alias(&self.vm.id, number, self.kind, named),
                 port: None,
                 bytes_received: 0,
                 stored_bytes: None,

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
+use qcow2::Repair;
+
 use super::received::Received;
 use crate::block::{
     BlockDevice, BlockError, BlockErrorKind, BlockResult, DeviceInfo, Extent, ZeroOptions,
@@ -57,14 +59,25 @@ impl ReceivingDevice {
     /// Opens the unfinished image of `files`. Where the image was received into before, what is
     /// durable is known, and all checksums are computed again when it is sealed.
     pub(super) fn open(files: DiskFiles, skip_unchanged: bool) -> BlockResult<Self> {
-        let inner = Qcow2Device::open(&DiskFiles::partial(&files.image()), false)?;
         let failed = |e: RepositoryError| BlockError::new(BlockErrorKind::Io, e.to_string());
+        let path = DiskFiles::partial(&files.image());
+        let received = Received::open(&files.durable()).map_err(|e| sums_failed(&e))?;
+        if received.has_begun() {
+            // What was allocated and not mapped when the hub was killed is free again.
+            let report = qcow2::check(&path, Repair::Leaks)
+                .map_err(|e| BlockError::new(BlockErrorKind::Io, e.to_string()))?;
+            if report.corruptions > 0 {
+                let text = format!("the image is corrupt: {:?}", report.findings.first());
+                return Err(BlockError::new(BlockErrorKind::Io, text));
+            }
+        }
+        let inner = Qcow2Device::open(&path, false)?;
         let cluster = inner.image().cluster_size();
         let size = inner.info().size;
         let sums = Checksums::create(&DiskFiles::partial(&files.checksums()), size, cluster)
             .map_err(failed)?;
-        let clusters = size.div_ceil(u64::from(cluster));
-        let received = Received::open(&files.durable(), clusters).map_err(|e| sums_failed(&e))?;
+        let received =
+            received.load(size.div_ceil(u64::from(cluster))).map_err(|e| sums_failed(&e))?;
         let info = DeviceInfo { tells_durable: true, ..inner.info().clone() };
         Ok(Self {
             cluster: u64::from(cluster),
@@ -82,6 +95,11 @@ impl ReceivingDevice {
             bytes_unchanged: AtomicU64::new(0),
             failure: Mutex::new(None),
         })
+    }
+
+    /// Whether anything was ever written, in this process or before.
+    pub(super) fn has_begun(&self) -> bool {
+        self.received.has_begun()
     }
 
     /// Bytes of data that came in.
@@ -144,6 +162,7 @@ impl ReceivingDevice {
             let text = "this disk of the backup is complete and takes no more writes";
             return Err(BlockError::new(BlockErrorKind::Closing, text));
         }
+        self.received.begin().map_err(|e| sums_failed(&e))?;
         Ok(sealed)
     }
 
@@ -353,7 +372,8 @@ mod tests {
     }
 
     fn bytes(length: u64, seed: u64) -> Vec<u8> {
-        (0..length).map(|i| (i.wrapping_mul(0x9e37_79b9).wrapping_add(seed) >> 7) as u8).collect()
+        let byte = |i: u64| i.wrapping_mul(0x9e37_79b9).wrapping_add(seed).to_le_bytes()[1];
+        (0..length).map(byte).collect()
     }
 
     fn verify(device: &ReceivingDevice) -> u64 {

@@ -4,7 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// Clusters per word.
 const BITS: u64 = 64;
@@ -15,26 +15,48 @@ const BITS: u64 = 64;
 pub(super) struct Received {
     came: Vec<AtomicU64>,
     durable: Vec<AtomicU64>,
+    /// Whether anything was ever written, however little of it is durable.
+    begun: AtomicBool,
     file: File,
 }
 
 impl Received {
-    /// For a disk of `clusters`; `path` is made, or read where it is there.
-    pub(super) fn open(path: &Path, clusters: u64) -> io::Result<Self> {
+    /// The account in the file at `path`, which is made where it is not there; of no clusters yet.
+    pub(super) fn open(path: &Path) -> io::Result<Self> {
         let file =
             OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
+        let begun = AtomicBool::new(file.metadata()?.len() > 0);
+        Ok(Self { came: Vec::new(), durable: Vec::new(), begun, file })
+    }
+
+    /// The same for a disk of `clusters`.
+    pub(super) fn load(self, clusters: u64) -> io::Result<Self> {
         let words = usize::try_from(clusters.div_ceil(BITS)).unwrap_or(usize::MAX);
         let mut bytes = vec![0; words * 8];
         let mut have = 0;
         while have < bytes.len() {
-            match file.read_at(&mut bytes[have..], have as u64)? {
+            match self.file.read_at(&mut bytes[have..], have as u64)? {
                 0 => break,
                 n => have += n,
             }
         }
         let (entries, _) = bytes.as_chunks::<8>();
         let load = || entries.iter().map(|b| AtomicU64::new(u64::from_le_bytes(*b))).collect();
-        Ok(Self { came: load(), durable: load(), file })
+        Ok(Self { came: load(), durable: load(), ..self })
+    }
+
+    /// Notes that something is about to be written; the file says so, too.
+    pub(super) fn begin(&self) -> io::Result<()> {
+        if !self.begun.load(Ordering::Acquire) {
+            self.file.set_len(self.durable.len() as u64 * 8 + 1)?;
+            self.begun.store(true, Ordering::Release);
+        }
+        Ok(())
+    }
+
+    /// Whether anything was ever written.
+    pub(super) fn has_begun(&self) -> bool {
+        self.begun.load(Ordering::Acquire)
     }
 
     /// Notes that the clusters `from .. to` came in whole.
@@ -87,7 +109,10 @@ mod tests {
     fn only_what_came_before_a_flush_is_durable_and_that_survives() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("d");
-        let received = Received::open(&path, 1000).unwrap();
+        let received = Received::open(&path).unwrap().load(1000).unwrap();
+        assert!(!Received::open(&path).unwrap().load(1000).unwrap().has_begun());
+        received.begin().unwrap();
+        assert!(Received::open(&path).unwrap().load(1000).unwrap().has_begun());
         received.note(60, 200);
         let before = received.snapshot();
         received.note(300, 301);
@@ -96,7 +121,10 @@ mod tests {
             (0..1000).filter(|index| received.is_durable(*index)).collect::<Vec<_>>()
         };
         assert_eq!(found(&received), (60..200).collect::<Vec<_>>());
-        assert_eq!(found(&Received::open(&path, 1000).unwrap()), (60..200).collect::<Vec<_>>());
+        assert_eq!(
+            found(&Received::open(&path).unwrap().load(1000).unwrap()),
+            (60..200).collect::<Vec<_>>()
+        );
         assert!(!received.is_durable(u64::MAX));
     }
 }

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use super::error::Failure;
 use super::service::Backups;
 use super::sna::{Life, Sna};
-use crate::block::BlockDevice;
 use crate::catalog::{Backup, BackupFilter};
 use crate::export;
 use crate::model::{BackupState, DiskState, Format, Source};
@@ -91,7 +90,7 @@ impl Backups {
         // The capture agent does not connect again: a disk of its that has begun is lost. One that
         // sends for itself does, and asks what is there.
         if backup.agent == "sna"
-            && let Some(begun) = running.disks.iter().find(|disk| has_data(&*disk.device))
+            && let Some(begun) = running.disks.iter().find(|disk| disk.device.has_begun())
         {
             return Err(format!(
                 "disk {} was being received, and the agent does not connect again; start the \
@@ -150,15 +149,4 @@ impl Backups {
     pub fn repository_root(&self, backup: &Backup) -> Result<Root, Failure> {
         self.root_of(backup)
     }
-}
-
-/// Whether anything was received into an image.
-fn has_data(device: &dyn BlockDevice) -> bool {
-    let mut data = false;
-    let size = device.info().size;
-    let mapped = device.extents(0, size, &mut |extent| {
-        data |= extent.depth == 1;
-        !data
-    });
-    data || mapped.is_err()
 }

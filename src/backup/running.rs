@@ -42,8 +42,6 @@ pub(super) struct Running {
     pub(super) vm_name: String,
     pub(super) agent: String,
     pub(super) disks: Vec<RunningDisk>,
-    /// Bytes of its disks.
-    pub(super) total: u64,
     /// Whoever changes its state, or that of a disk, holds this.
     turn: Mutex<()>,
     signs: Mutex<Signs>,
@@ -61,7 +59,8 @@ pub struct Progress {
     pub total_bytes: u64,
     /// Bytes per second over the last seconds.
     pub rate: u64,
-    /// From 0 to 100: of the disks' bytes for a full, of the disks for an incremental.
+    /// From 0 to 100: of the disks' bytes for a full, of the disks finished for an
+    /// incremental.
     pub percent: f64,
     /// Seconds until the end at this rate, for a full.
     pub eta_seconds: Option<u64>,
@@ -79,7 +78,6 @@ impl Running {
             vm_name: backup.vm_name.clone(),
             agent: backup.agent.clone(),
             disks,
-            total: backup.disks.iter().map(|disk| disk.capacity).sum(),
             turn: Mutex::new(()),
             signs: Mutex::new(Signs { moved, polled: moved, ..Signs::default() }),
             persisted: AtomicU64::new(u64::MAX),
@@ -159,7 +157,7 @@ impl Running {
     pub(super) fn alone_for(&self, unfinished: &[u32]) -> Option<Duration> {
         let deserted = self.disks.iter().any(|disk| {
             unfinished.contains(&disk.disk_id)
-                && disk.device.bytes_covered() > 0
+                && disk.device.has_begun()
                 && disk.export.connections().0 == 0
         });
         let mut signs = self.signs();
@@ -170,8 +168,9 @@ impl Running {
         Some(signs.alone.get_or_insert_with(Instant::now).elapsed())
     }
 
-    /// How far it is. `full` tells whether all bytes of the disks are expected.
-    pub(super) fn progress(&self, full: bool, finished: usize) -> Progress {
+    /// How far it is, beside the disks that were finished before: `before` bytes of `total`.
+    /// `full` tells whether all bytes of the disks are expected.
+    pub(super) fn progress(&self, full: bool, (before, total): (u64, u64)) -> Progress {
         let covered: u64 = self.disks.iter().map(|disk| disk.device.bytes_covered()).sum();
         let signs = self.signs();
         let rate = match (signs.samples.front(), signs.samples.back()) {
@@ -182,17 +181,14 @@ impl Running {
             }
             _ => 0,
         };
+        let covered = before + if full { covered } else { 0 };
         #[allow(clippy::cast_precision_loss, reason = "a percentage")]
-        let percent = if full {
-            (covered as f64 * 100.0 / self.total.max(1) as f64).min(100.0)
-        } else {
-            finished as f64 * 100.0 / self.disks.len().max(1) as f64
-        };
-        let left = self.total.saturating_sub(covered);
+        let percent = (covered as f64 * 100.0 / total.max(1) as f64).min(100.0);
+        let left = total.saturating_sub(covered);
         Progress {
             bytes_transferred: self.bytes(),
             bytes_unchanged: self.disks.iter().map(|disk| disk.device.bytes_unchanged()).sum(),
-            total_bytes: self.total,
+            total_bytes: total,
             rate,
             percent,
             eta_seconds: (full && rate > 0).then(|| left / rate),

@@ -111,15 +111,15 @@ impl Backups {
 
     fn enter(&self, plan: Plan, request: &Request) -> Result<Backup, Failure> {
         // Catalogued names have a resolution of a second.
-        let mut now = Timestamp::now();
-        let taken = |now| -> Result<bool, Failure> {
+        let mut named = Timestamp::now();
+        let taken = |named| -> Result<bool, Failure> {
             let (vm, first) = (&plan.vm.id, plan.disks.first().map_or(0, |d| d.disk.disk_id));
-            Ok(self.catalog.alias_is_known(&export_alias(vm, first, plan.kind, now))?)
+            Ok(self.catalog.alias_is_known(&export_alias(vm, first, plan.kind, named))?)
         };
-        while taken(now)? {
-            now = now.after(Duration::from_secs(1));
+        while taken(named)? {
+            named = named.after(Duration::from_secs(1));
         }
-        let backup = plan.into_backup(request, now);
+        let backup = plan.into_backup(request, named);
         self.catalog.add_backup(&backup)?;
         Ok(backup)
     }
@@ -163,12 +163,17 @@ impl Backups {
 
     /// How far a backup is.
     pub fn progress(&self, backup: &Backup) -> Progress {
-        let finished = |state| matches!(state, DiskState::Sealed | DiskState::Completed);
-        let finished = backup.disks.iter().filter(|disk| finished(disk.state)).count();
+        let total_bytes = backup.disks.iter().map(|disk| disk.capacity).sum();
         match self.find_running(&backup.id) {
             Some(running) => {
-                let mut progress = running.progress(backup.kind == BackupType::Full, finished);
-                progress.total_bytes = backup.disks.iter().map(|disk| disk.capacity).sum();
+                let full = backup.kind == BackupType::Full;
+                // Disks whose device counts are not counted twice.
+                let finished = backup.disks.iter().filter(|disk| {
+                    let counted = full && running.disk(disk.disk_id).is_some();
+                    disk.state != DiskState::Receiving && !counted
+                });
+                let before = finished.map(|disk| disk.capacity).sum();
+                let mut progress = running.progress(full, (before, total_bytes));
                 // Disks that were sealed before the hub was started again are not in its counters.
                 progress.bytes_transferred =
                     progress.bytes_transferred.max(backup.bytes_transferred);
@@ -176,7 +181,7 @@ impl Backups {
             }
             None => Progress {
                 bytes_transferred: backup.bytes_transferred,
-                total_bytes: backup.disks.iter().map(|disk| disk.capacity).sum(),
+                total_bytes,
                 percent: if backup.state == BackupState::Completed { 100.0 } else { 0.0 },
                 agent_phase: backup.agent_phase.clone(),
                 last_telemetry_at: backup.last_telemetry_at,

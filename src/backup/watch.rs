@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::running::Running;
 use super::service::Backups;
 use super::sna::Life;
+use crate::catalog::BackupFilter;
 use crate::model::{BackupState, DiskState};
 
 /// Time between two looks.
@@ -37,8 +38,28 @@ impl Backups {
             }
             self.look_at(&running);
         }
+        if persist {
+            self.finish_what_was_begun();
+        }
         if let Err(failure) = self.dispatch() {
             tracing::error!(%failure, "a queued backup could not be started");
+        }
+    }
+
+    /// Tries again what only goes forward and could not, such as with a repository that was away.
+    fn finish_what_was_begun(&self) {
+        use BackupState::{Deleting, Sealing};
+        let filter =
+            BackupFilter { states: Some(vec![Deleting, Sealing]), ..BackupFilter::default() };
+        let Ok(begun) = self.catalog.backups(&filter) else { return };
+        for backup in begun.iter().filter(|backup| self.find_running(&backup.id).is_none()) {
+            let finished = match backup.state {
+                Deleting => self.delete_files(backup),
+                _ => self.publish_sealed(backup),
+            };
+            if let Err(failure) = finished {
+                tracing::warn!(backup = %backup.id, %failure, "not yet");
+            }
         }
     }
 
@@ -66,8 +87,8 @@ impl Backups {
     /// Why nobody works on it any more.
     fn is_dead(&self, running: &Running, still: Duration, unfinished: &[u32]) -> Option<String> {
         let failure = || {
-            let failures = running.disks.iter().filter_map(|disk| disk.device.failure());
-            failures.last().map_or(String::new(), |text| format!("; the last error was: {text}"))
+            let mut failures = running.disks.iter().rev().filter_map(|disk| disk.device.failure());
+            failures.next().map_or(String::new(), |text| format!("; the last error was: {text}"))
         };
         if let Some(alone) = running.alone_for(unfinished)
             && alone >= self.settings.reconnect

@@ -106,6 +106,24 @@ impl Catalog {
         })
     }
 
+    /// Whether the last verification of a backup found damage.
+    ///
+    /// # Errors
+    /// `Sqlite`.
+    pub fn is_damaged(&self, backup: &str) -> Result<bool> {
+        self.read(|c| {
+            let last: Option<String> = c
+                .query_row(
+                    "SELECT action FROM events WHERE subject = ?1
+                     AND action IN ('backup.verified', 'backup.damaged') ORDER BY id DESC LIMIT 1",
+                    [backup],
+                    |row| row.get(0),
+                )
+                .optional()?;
+            Ok(last.as_deref() == Some("backup.damaged"))
+        })
+    }
+
     /// Enters a token by the hash of its secret; its id.
     ///
     /// # Errors

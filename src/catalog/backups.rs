@@ -138,7 +138,41 @@ impl Catalog {
                     backup.vm_name
                 )));
             }
+            for parent in backup.disks.iter().filter_map(|disk| disk.parent.as_ref()) {
+                let state: Option<BackupState> = t
+                    .query_row("SELECT state FROM backups WHERE id = ?1", [parent], |r| r.get(0))
+                    .optional()?;
+                if state != Some(BackupState::Completed) {
+                    let text = format!("backup {parent} is going away: start the backup again");
+                    return Err(CatalogError::Conflict(text));
+                }
+            }
             insert(t, backup)
+        })
+    }
+
+    /// Marks a backup that has ended as going away, unless others need it.
+    ///
+    /// # Errors
+    /// `Conflict` where others need it, or it has not ended; `Sqlite`.
+    pub fn begin_delete(&self, id: &str) -> Result<()> {
+        self.write(|t| {
+            let needed = dependents(t, id)?;
+            if !needed.is_empty() {
+                return Err(CatalogError::Conflict(format!(
+                    "backup {id} is needed by {}: delete those first, the newest first",
+                    needed.join(", ")
+                )));
+            }
+            let changed = t.execute(
+                "UPDATE backups SET state = 'deleting' WHERE id = ?1
+                 AND state IN ('completed', 'failed', 'cancelled', 'deleting')",
+                [id],
+            )?;
+            if changed == 0 {
+                return Err(CatalogError::Conflict(format!("backup {id} has not ended")));
+            }
+            Ok(())
         })
     }
 
@@ -330,7 +364,7 @@ impl Catalog {
                  WHERE (?1 IS NULL OR v.name = ?1) AND (?2 IS NULL OR b.vm_id = ?2)
                    AND (?3 IS NULL OR b.repository_id = ?3) AND (?4 IS NULL OR b.type = ?4)
                    AND (?5 IS NULL OR b.id = ?5) AND {in_states}
-                 ORDER BY b.created_at DESC, b.id DESC"
+                 ORDER BY b.created_at DESC, b.rowid DESC"
             ))?;
             let arguments =
                 params![filter.vm_name, filter.vm_id, filter.repository_id, filter.kind, filter.id];
@@ -355,21 +389,6 @@ impl Catalog {
         self.read(|c| {
             let query = "SELECT EXISTS (SELECT 1 FROM disk_backups WHERE export_alias = ?1)";
             c.query_row(query, [alias], |row| row.get(0))
-        })
-    }
-
-    /// Ids of the backups that need this one: their images have its images as backing files.
-    ///
-    /// # Errors
-    /// `Sqlite`.
-    pub fn dependents(&self, id: &str) -> Result<Vec<BackupId>> {
-        self.read(|c| {
-            let mut statement = c.prepare_cached(
-                "SELECT DISTINCT d.backup_id FROM disk_backups d JOIN backups b ON b.id = d.backup_id
-                 WHERE d.parent_backup_id = ?1 AND b.state NOT IN ('failed', 'cancelled')
-                 ORDER BY b.created_at",
-            )?;
-            statement.query_map([id], |row| row.get(0))?.collect()
         })
     }
 
@@ -400,6 +419,16 @@ impl Catalog {
             Ok(())
         })
     }
+}
+
+/// Ids of the backups whose images have those of this one as backing files.
+fn dependents(t: &Transaction<'_>, id: &str) -> rusqlite::Result<Vec<BackupId>> {
+    let mut statement = t.prepare_cached(
+        "SELECT DISTINCT d.backup_id FROM disk_backups d JOIN backups b ON b.id = d.backup_id
+         WHERE d.parent_backup_id = ?1 AND b.state NOT IN ('failed', 'cancelled')
+         ORDER BY b.created_at",
+    )?;
+    statement.query_map([id], |row| row.get(0))?.collect()
 }
 
 fn clamp(bytes: u64) -> i64 {

@@ -19,7 +19,8 @@ pub(super) struct DemoArguments {
 pub(super) fn run(arguments: &DemoArguments) -> Result<ExitCode, String> {
     let directory = arguments.directory.clone().unwrap_or_else(demo::default_directory);
     output::line(&format!(
-        "Making a disk with a FAT file system in {}, backing it up over NBD ...",
+        "Starting a hub on its defaults in {}, making a disk with a FAT file system, backing it \
+         up ...",
         directory.display()
     ))?;
     let outcome = demo::run(&directory).map_err(|e| format!("the demonstration failed: {e}"))?;
@@ -41,6 +42,10 @@ pub(super) fn run(arguments: &DemoArguments) -> Result<ExitCode, String> {
             output::size(rate),
         ))?;
     }
+    output::line("\nCHAIN")?;
+    for (depth, (id, kind)) in outcome.chain.iter().enumerate() {
+        output::line(&format!("{}{kind} {id}", "  ".repeat(depth)))?;
+    }
     for finding in &outcome.findings {
         output::line(&format!("check: {finding}"))?;
     }
@@ -48,7 +53,9 @@ pub(super) fn run(arguments: &DemoArguments) -> Result<ExitCode, String> {
         Some(at) => Err(format!("the chain differs from the disk at byte {at}")),
         None if !outcome.findings.is_empty() => Err("the check of the images is not clean".into()),
         None => {
-            output::line("\nThe chain reads back equal to the disk, and both images are clean.")?;
+            output::line(
+                "\nThe chain reads back equal to the disk, and images and catalog are clean.",
+            )?;
             Ok(ExitCode::SUCCESS)
         }
     }

@@ -1,30 +1,32 @@
-//! The demonstration: a disk with a file system, backed up over NBD as a full and an incremental,
-//! read back and compared. Needs nothing but a directory for temporary files.
+//! The demonstration: a hub on its defaults, a disk with a file system, backed up as a full and an
+//! incremental, read back and compared. Needs nothing but a directory for temporary files.
 
+mod api;
 mod disk;
 mod transfer;
 
 use std::fs;
 use std::io;
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use qcow2::{BackingFormat, CreateOptions, Repair};
+use qcow2::Repair;
+use serde_json::json;
 
-use crate::export;
-use crate::model::{Format, Source};
-use crate::nbd::exports::Export;
-use crate::nbd::handshake::Pending;
-use crate::nbd::limits::Limits;
-use crate::nbd::listener::Listener;
-use crate::nbd::server::Server;
+use crate::app::{Hub, Reachable};
+use crate::capture::{self, Changes, Progress, Source, Target};
+use crate::config::HubConfig;
+use api::Api;
 use disk::Disk;
-use transfer::{Extents, changed_blocks, data_blocks, read_back, send};
+use transfer::{changed_blocks, read_back};
 
-/// Time for an export to close.
-const CLOSE: Duration = Duration::from_secs(30);
+/// Threads of the hub's API and negotiations.
+const THREADS: usize = 2;
+/// Name of the VM.
+const VM: &str = "demo";
+/// What the hub is configured with: ports that are free, and no minimum of room.
+const CONFIG: &str = "[nbd]\nlisten = [\"127.0.0.1:0\"]\n[api]\nagent_listen = \"127.0.0.1:0\"\n\
+                      [backups]\nmin_free = \"0\"\n";
 
 /// One line of the table.
 #[derive(Debug, Clone)]
@@ -46,16 +48,19 @@ pub struct Outcome {
     pub disk: u64,
     /// The steps in order.
     pub steps: Vec<Step>,
-    /// The first byte in which the chain differs from the disk; `None` is as it should be.
+    /// The chain, from the full on: ids of the backups and their types.
+    pub chain: Vec<(String, String)>,
+    /// The first byte in which the newest restore point differs from the disk; `None` is as it
+    /// should be.
     pub difference: Option<u64>,
-    /// What the check of both images found, in words; empty is as it should be.
+    /// What the check of the images and of the catalog found, in words; empty is as it should be.
     pub findings: Vec<String>,
 }
 
 /// Runs the demonstration in `directory`, which stays as it was.
 ///
 /// # Errors
-/// When a file, a socket or an image fails.
+/// When a file, a socket, an image or the hub fails.
 pub fn run(directory: &Path) -> io::Result<Outcome> {
     let work = directory.join(format!("sendense-demo-{}", std::process::id()));
     fs::create_dir_all(&work)?;
@@ -66,114 +71,88 @@ pub fn run(directory: &Path) -> io::Result<Outcome> {
 }
 
 fn in_directory(work: &Path) -> io::Result<Outcome> {
-    let hub = Hub::start()?;
-    let mut steps = Vec::new();
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(THREADS).enable_all().build()?;
+    let config = HubConfig::parse(CONFIG).map_err(io::Error::other)?;
+    let hub = runtime.block_on(Hub::start(&config, &work.join("hub")))?;
+    let shown = show(work, hub.reachable());
+    let clean = runtime.block_on(hub.stop());
+    let shown = shown?;
+    if clean { Ok(shown) } else { Err(io::Error::other("the hub did not end cleanly")) }
+}
+
+fn show(work: &Path, hub: &Reachable) -> io::Result<Outcome> {
+    let api = Api::new(hub)?;
     let mut disk = Disk::create(&work.join("disk.raw"))?;
+    let disks = json!([{"disk_id": 0, "label": "demo", "capacity_bytes": disk.size()}]);
+    api.put(&format!("vms/{VM}"), &json!({"disks": disks}))?;
 
-    let (full, incremental) = (work.join("full.qcow2"), work.join("incremental.qcow2"));
-    let options = CreateOptions::new(disk.size());
-    qcow2::create(&full, &options).map_err(io::Error::other)?;
-    let blocks = data_blocks(disk.path())?;
-    steps.push(hub.backup("full backup", &full, &disk, &blocks)?);
-
+    let (full, first) = back_up(&api, &disk, "full backup", "full", || Ok(Changes::Everything))?;
     let before = disk.keep_copy(&work.join("before.raw"))?;
     disk.change()?;
-    let changed = changed_blocks(&before, disk.path())?;
-    let options = CreateOptions::new(disk.size()).backing("full.qcow2", BackingFormat::Qcow2);
-    qcow2::create(&incremental, &options).map_err(io::Error::other)?;
-    steps.push(hub.backup("incremental", &incremental, &disk, &changed)?);
+    let (incremental, second) = back_up(&api, &disk, "incremental", "incremental", || {
+        Ok(Changes::Extents(changed_blocks(&before, disk.path())?))
+    })?;
 
-    let (step, difference) = hub.compare(&incremental, &disk)?;
-    steps.push(step);
+    let image = image_of(&incremental)?;
+    api.post("nbd/exports", &json!({"export_name": "look", "path": image, "read_only": true}))?;
+    let started = Instant::now();
+    let difference = read_back(api.nbd(), "look", disk.path())?;
+    let took = started.elapsed();
+    let third = Step { name: "read back, compare", bytes: disk.size(), file: None, took };
+    api.delete("nbd/exports/look")?;
+
     let mut findings = Vec::new();
-    for image in [&full, &incremental] {
-        let report = qcow2::check(image, Repair::None).map_err(io::Error::other)?;
-        findings.extend(report.findings);
+    for backup in [&full, &incremental] {
+        let report = qcow2::check(Path::new(&image_of(backup)?), Repair::None);
+        findings.extend(report.map_err(io::Error::other)?.findings);
+        let id = backup["backup_id"].as_str().unwrap_or_default();
+        api.post(&format!("backups/{id}/verify"), &json!({}))?;
     }
-    Ok(Outcome { disk: disk.size(), steps, difference, findings })
+    let checked = api.post("catalog/check", &json!({}))?;
+    findings.extend(checked["findings"].as_array().into_iter().flatten().map(ToString::to_string));
+    let chain = api.get(&format!("backups/{VM}/chain"))?;
+    let word = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
+    let chain = chain["backups"].as_array().into_iter().flatten();
+    let chain = chain.map(|b| (word(&b["backup_id"]), word(&b["backup_type"]))).collect();
+    let steps = vec![first, second, third];
+    Ok(Outcome { disk: disk.size(), steps, chain, difference, findings })
 }
 
-/// The server under demonstration, on a loopback port of its own.
-struct Hub {
-    server: Arc<Server>,
-    address: SocketAddr,
-    stop: Option<tokio::sync::oneshot::Sender<()>>,
-    thread: Option<std::thread::JoinHandle<()>>,
+fn image_of(backup: &serde_json::Value) -> io::Result<String> {
+    let path = backup["disk_results"][0]["qcow2_path"].as_str();
+    path.map(str::to_owned).ok_or_else(|| io::Error::other("the hub told no path"))
 }
 
-impl Hub {
-    fn start() -> io::Result<Self> {
-        let server = Server::new(Limits::default())?;
-        let bound = std::net::TcpListener::bind(("127.0.0.1", 0))?;
-        let address = bound.local_addr()?;
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let (stop, stopped) = tokio::sync::oneshot::channel();
-        let serving = Arc::clone(&server);
-        let thread = std::thread::Builder::new().name("nbd-accept".into()).spawn(move || {
-            runtime.block_on(async move {
-                match Listener::from_tcp(bound) {
-                    Ok(listener) => {
-                        let _serving = listener.serve(serving, Arc::new(Pending::default()), None);
-                        let _ = stopped.await;
-                    }
-                    Err(error) => tracing::error!(%error, "cannot listen"),
-                }
-            });
-        })?;
-        Ok(Self { server, address, stop: Some(stop), thread: Some(thread) })
+/// What a capture agent does: asks, sends, completes.
+fn back_up(
+    api: &Api,
+    disk: &Disk,
+    name: &'static str,
+    kind: &str,
+    changes: impl FnOnce() -> io::Result<Changes>,
+) -> io::Result<(serde_json::Value, Step)> {
+    let changes = changes()?;
+    let started = Instant::now();
+    let wish = json!({"vm_name": VM, "backup_type": kind, "agent": "caller"});
+    let backup = api.post("backups", &wish)?;
+    let told = |key: &str| backup[key].as_str().unwrap_or_default();
+    if told("backup_type") != kind {
+        return Err(io::Error::other(format!("no {kind} backup: {}", told("full_reason"))));
     }
-
-    fn export(&self, image: &Path, read_only: bool) -> io::Result<Arc<Export>> {
-        let source = Source { format: Format::Qcow2, path: image.to_owned() };
-        let device = export::open(&source, read_only).map_err(io::Error::other)?;
-        let limits = &self.server.limits;
-        let export = Export::new("disk".into(), String::new(), device, limits);
-        self.server.exports.add(Arc::clone(&export)).map_err(io::Error::other)?;
-        Ok(export)
-    }
-
-    fn close(&self) -> io::Result<()> {
-        match self.server.exports.remove("disk") {
-            Some(export) => export.close(Duration::ZERO, CLOSE).map_err(io::Error::other),
-            None => Ok(()),
-        }
-    }
-
-    /// Sends `extents` of the disk into `image`; the time includes making it durable.
-    fn backup(
-        &self,
-        name: &'static str,
-        image: &Path,
-        disk: &Disk,
-        extents: &Extents,
-    ) -> io::Result<Step> {
-        self.export(image, false)?;
-        let started = Instant::now();
-        let sent = send(self.address, disk.path(), extents);
-        self.close()?;
-        let took = started.elapsed();
-        let file = Some(fs::metadata(image)?.len());
-        Ok(Step { name, bytes: sent?, file, took })
-    }
-
-    fn compare(&self, image: &Path, disk: &Disk) -> io::Result<(Step, Option<u64>)> {
-        self.export(image, true)?;
-        let started = Instant::now();
-        let difference = read_back(self.address, disk.path());
-        let took = started.elapsed();
-        self.close()?;
-        let step = Step { name: "read back, compare", bytes: disk.size(), file: None, took };
-        Ok((step, difference?))
-    }
-}
-
-impl Drop for Hub {
-    fn drop(&mut self) {
-        drop(self.stop.take());
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
-    }
+    let export = backup["disk_results"][0]["nbd_export_name"].as_str().unwrap_or_default();
+    let target =
+        Target { reads_as_zeroes: kind == "full", ..Target::new(&api.nbd().to_string(), export) };
+    let source = Source::open(&disk.path().to_string_lossy()).map_err(io::Error::other)?;
+    let copied = capture::copy(&source, &target, &changes, &Progress::default());
+    let summary = copied.map_err(io::Error::other)?;
+    let id = told("backup_id");
+    let body = json!({"change_id": format!("demo/{id}"), "disk_id": 0});
+    api.post(&format!("backups/{id}/complete"), &body)?;
+    let took = started.elapsed();
+    let backup = api.get(&format!("backups/{id}"))?;
+    let file = Some(fs::metadata(image_of(&backup)?)?.len());
+    Ok((backup, Step { name, bytes: summary.bytes_sent, file, took }))
 }
 
 /// Where the demonstration works unless told otherwise.

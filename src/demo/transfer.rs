@@ -1,5 +1,4 @@
-//! What a capture agent does: find the blocks to send, send them over several connections, read
-//! them back.
+//! What changed on the disk, as changed-block tracking would tell; and reading a backup back.
 
 use std::fs::File;
 use std::io;
@@ -7,8 +6,6 @@ use std::net::SocketAddr;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-
-use nbd_proto::CommandFlags;
 
 use super::disk::read_block;
 use crate::nbd::client::{Client, ClientOptions};
@@ -49,11 +46,6 @@ fn select(path: &Path, mut wanted: impl FnMut(&[u8]) -> io::Result<bool>) -> io:
     }
 }
 
-/// The blocks that are not all zero: what a full backup sends.
-pub(super) fn data_blocks(disk: &Path) -> io::Result<Extents> {
-    select(disk, |block| Ok(block.iter().any(|byte| *byte != 0)))
-}
-
 /// The blocks that differ from an earlier copy: what changed-block tracking would tell.
 pub(super) fn changed_blocks(before: &Path, disk: &Path) -> io::Result<Extents> {
     let mut earlier = File::open(before)?;
@@ -64,25 +56,13 @@ pub(super) fn changed_blocks(before: &Path, disk: &Path) -> io::Result<Extents> 
     })
 }
 
-/// Writes the extents of `disk` into the export; returns the bytes sent.
-pub(super) fn send(address: SocketAddr, disk: &Path, extents: &Extents) -> io::Result<u64> {
-    let file = File::open(disk)?;
-    parallel(address, extents.len(), |client, number| {
-        let (offset, length) = extents[number];
-        let mut bytes = vec![0; usize::try_from(length).unwrap_or(usize::MAX)];
-        file.read_exact_at(&mut bytes, offset)?;
-        client.write(&bytes, offset, CommandFlags::empty()).map_err(io::Error::other)
-    })?;
-    Ok(extents.iter().map(|(_, length)| length).sum())
-}
-
 /// Reads the whole export and compares it with `disk`; the first byte that differs.
-pub(super) fn read_back(address: SocketAddr, disk: &Path) -> io::Result<Option<u64>> {
+pub(super) fn read_back(address: SocketAddr, export: &str, disk: &Path) -> io::Result<Option<u64>> {
     let file = File::open(disk)?;
     let size = file.metadata()?.len();
     let first = AtomicU64::new(u64::MAX);
     let requests = usize::try_from(size.div_ceil(REQUEST)).unwrap_or(usize::MAX);
-    parallel(address, requests, |client, number| {
+    parallel(address, export, requests, |client, number| {
         let offset = number as u64 * REQUEST;
         let length = usize::try_from(REQUEST.min(size - offset)).unwrap_or(usize::MAX);
         let (mut stored, mut bytes) = (vec![0; length], vec![0; length]);
@@ -100,12 +80,13 @@ pub(super) fn read_back(address: SocketAddr, disk: &Path) -> io::Result<Option<u
 /// Calls `work` with the numbers below `count` on several connections.
 fn parallel(
     address: SocketAddr,
+    export: &str,
     count: usize,
     work: impl Fn(&mut Client, usize) -> io::Result<()> + Sync,
 ) -> io::Result<()> {
     let next = AtomicUsize::new(0);
     let connection = || -> io::Result<()> {
-        let options = ClientOptions::new("disk");
+        let options = ClientOptions::new(export);
         let mut client =
             Client::connect_tcp(&address.to_string(), &options).map_err(io::Error::other)?;
         loop {

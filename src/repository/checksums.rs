@@ -111,15 +111,15 @@ impl Checksums {
     /// # Errors
     /// Those of pwrite(2).
     pub fn clear(&self, from: u64, to: u64) -> io::Result<()> {
-        const FEW: u64 = 512;
+        const FEW: usize = 512;
         let (offset, length) = (Self::at(from), (to - from) * LENGTH as u64);
-        if to - from > FEW {
+        if to - from > FEW as u64 {
             let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
             if rustix::fs::fallocate(&self.file, flags, offset, length).is_ok() {
                 return Ok(());
             }
         }
-        let zeroes = [0; (FEW as usize) * LENGTH];
+        let zeroes = [0; FEW * LENGTH];
         let mut at = offset;
         while at < offset + length {
             let part = (offset + length - at).min(zeroes.len() as u64);

@@ -200,11 +200,16 @@ impl DiskFiles {
     }
 }
 
+/// The name of a file while [`write_durably`] writes it.
+pub(super) fn temporary(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".new");
+    name.into()
+}
+
 /// Writes a whole file so that it is there with all its bytes, or not at all.
 pub(super) fn write_durably(path: &Path, bytes: &[u8]) -> Result<()> {
-    let mut temporary = path.as_os_str().to_owned();
-    temporary.push(".new");
-    let temporary = PathBuf::from(temporary);
+    let temporary = temporary(path);
     let write = || {
         let mut file = fs::File::create(&temporary)?;
         file.write_all(bytes)?;

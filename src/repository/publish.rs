@@ -4,6 +4,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
+use super::layout::temporary;
 use super::{DiskFiles, Result, failed};
 
 /// Makes the names in a directory durable.
@@ -53,6 +54,7 @@ pub fn remove(files: &DiskFiles) -> Result<()> {
         remove_if_there(path)?;
         remove_if_there(&DiskFiles::partial(path))?;
     }
+    remove_if_there(&temporary(&DiskFiles::partial(&manifest)))?;
     remove_if_there(&files.durable())?;
     sync_directory(&files.directory)?;
     // They stay where something else is in them.
