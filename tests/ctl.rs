@@ -199,6 +199,14 @@ fn a_dirty_bitmap_is_believed_after_a_backup_that_was_made_with_it() {
     let image = hub.image(&id_of(&sure), 0);
     ok("qemu-img", &["compare", "-q", "-f", "qcow2", "-F", "qcow2", &disk, text(&image)]);
     check_clean(&image);
+
+    // The bitmap begins anew, and the backup with whose state it begins is gone.
+    ok("qemu-img", &["bitmap", "--clear", &disk, "b"]);
+    hub.ok(&["backup", "delete", &id_of(&sure)]);
+    let earlier = result(run(true, &["--bitmap", "b"]));
+    assert_eq!(earlier["disks"][0]["mode"], "checksums", "{earlier}");
+    let image = hub.image(&id_of(&earlier), 0);
+    ok("qemu-img", &["compare", "-q", "-f", "qcow2", "-F", "qcow2", &disk, text(&image)]);
 }
 
 #[test]

@@ -199,17 +199,18 @@ impl Api {
         CtlError::new(kind, cause, next)
     }
 
-    /// Repeats a call that can be repeated while the hub does not answer, for as long as it may take
-    /// to be started again. `wait` is told how long to wait, and what for; it may give up.
+    /// Repeats a call that can be repeated while the hub does not answer, for `most` such as
+    /// [`HUB_RESTART`]. `wait` is told how long to wait, and what for; it may give up.
     pub(super) fn patiently<T>(
         &self,
+        most: Duration,
         call: impl Fn(&Self) -> CtlResult<T>,
         mut wait: impl FnMut(Duration, &CtlError) -> CtlResult<()>,
     ) -> CtlResult<T> {
         let since = Instant::now();
         loop {
             match call(self) {
-                Err(error) if error.is_passing() && since.elapsed() < HUB_RESTART => {
+                Err(error) if error.is_passing() && since.elapsed() < most => {
                     wait(PAUSE, &error)?;
                 }
                 result => return result,

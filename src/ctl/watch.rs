@@ -93,6 +93,7 @@ fn follow(api: &Api, id: &str, mut seen: impl FnMut(&Value)) -> CtlResult<()> {
             // The first failure is told at once: nobody waits for a wrong address.
             None => api.stream(&path),
             Some(since) => api.patiently(
+                HUB_RESTART,
                 |api| api.stream(&path),
                 |time, error| {
                     if since.elapsed() > HUB_RESTART {

@@ -5,15 +5,18 @@
 //!
 //! - A backup that does not complete is cancelled, whatever the reason, and that is told.
 //! - Changes are sent only against the backup that the hub says it builds on: by that backup's
-//!   checksums, or by a bitmap that has been there since.
+//!   checksums, or by a bitmap where that backup was made with it and is the last one ([`since`]).
 //! - A hub that is started again meanwhile is waited for, over NBD and over HTTP.
 
 mod changes;
 mod heartbeat;
 mod register;
 mod session;
+mod since;
 mod stop;
 mod summary;
+
+use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
@@ -29,6 +32,8 @@ use stop::Stop;
 
 /// Longest name of a bitmap, in bytes: it becomes part of a change id.
 const BITMAP: usize = 512;
+/// How long it is tried to cancel a backup: somebody waits for the end.
+const CANCEL: Duration = Duration::from_secs(15);
 
 #[derive(Debug, Args)]
 #[command(
@@ -134,7 +139,11 @@ fn open(arguments: &RunArguments) -> CtlResult<Vec<Source>> {
 /// Cancels a backup that cannot complete; the error with what became of it.
 fn give_up(api: &Api, id: &str, error: CtlError) -> CtlError {
     let path = format!("/backups/{}", encode(id));
-    let cancelled = api.post(&format!("{path}/cancel"), &json!({}), LONG);
+    let cancel = |api: &Api| api.post(&format!("{path}/cancel"), &json!({}), LONG);
+    let cancelled = api.patiently(CANCEL, cancel, |time, _| {
+        std::thread::sleep(time);
+        Ok(())
+    });
     let became = match cancelled {
         Ok(_) => format!("the backup {id} was cancelled; start it again"),
         Err(refused) if refused.kind == Kind::Conflict => {

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use super::RunArguments;
 use super::changes::{self, Mode};
 use super::heartbeat::{Heartbeat, Pulse};
+use super::since;
 use super::stop::Stop;
 use super::summary::{DiskSummary, Summaries};
 use crate::capture::{CaptureError, Changes, Source, Target, copy};
@@ -78,7 +79,7 @@ impl<'a> Session<'a> {
     /// A call that can be repeated, while the hub is started again.
     fn patiently<T>(&self, call: impl Fn(&Api) -> CtlResult<T>) -> CtlResult<T> {
         let mut told = false;
-        let result = self.context.api.patiently(call, |time, error| {
+        let result = self.context.api.patiently(HUB_RESTART, call, |time, error| {
             if !std::mem::replace(&mut told, true) {
                 self.pulse.display().say(&format!("{}; it is tried again", error.cause));
             }
@@ -156,15 +157,24 @@ impl<'a> Session<'a> {
             CtlError::failed(cause, "make a full backup: --type full")
         })?;
         let path = format!("/backups/{}", encode(parent));
-        let before = changes::size_in(&self.patiently(|api| api.get(&path))?, number)?;
+        let earlier = self.patiently(|api| api.get(&path))?;
+        let before = changes::size_in(&earlier, number)?;
+        let is_last = |api: &Api| since::is_last(api, vm, &earlier, self.id);
+        let (mode, doubt) = match mode {
+            Mode::Bitmap if !self.patiently(is_last)? => {
+                (Mode::Checksums, "other backups may have been made since the one before")
+            }
+            Mode::Checksums => (mode, "the backup before was made without it"),
+            sure => (sure, ""),
+        };
         let changes = match (mode, bitmap) {
             (Mode::Bitmap, Some(name)) => changes::by_bitmap(source, name, before)?,
             _ => self.patiently(|api| changes::by_checksums(api, parent, number, before))?,
         };
         if let (Mode::Checksums, Some(name)) = (mode, bitmap) {
             self.pulse.display().say(&format!(
-                "disk {number}: the backup before was made without the bitmap '{name}'; all is read, \
-                 and compared by checksums"
+                "disk {number}: the bitmap '{name}' does not tell all changes: {doubt}; all is read, and \
+                 compared by checksums"
             ));
         }
         Ok((mode, changes))
