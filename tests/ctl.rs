@@ -323,6 +323,42 @@ fn tokens_are_made_used_from_a_file_and_revoked() {
 }
 
 #[test]
+fn a_hub_that_speaks_tls_is_believed_by_the_certificate_that_is_given() {
+    if missing(&["openssl"]) {
+        return;
+    }
+    let dir = directory();
+    let make = |name: &str, authority: &str| {
+        let (key, certificate) =
+            (path(dir.path(), &format!("{name}.key")), path(dir.path(), &format!("{name}.pem")));
+        let fixed = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 \
+                     -subj /CN=localhost -addext subjectAltName=DNS:localhost \
+                     -addext";
+        let fixed: Vec<&str> = fixed.split_whitespace().collect();
+        let constraints = format!("basicConstraints=critical,CA:{authority}");
+        let rest = [&constraints, "-keyout", &key, "-out", &certificate];
+        ok("openssl", &[&fixed[..], &rest].concat());
+        (certificate, key)
+    };
+    let ((certificate, key), (other, _)) = (make("hub", "FALSE"), make("other", "FALSE"));
+    let hub = TestHub::with_tls(dir.path(), &certificate, &key);
+    let url = format!("https://localhost:{}", hub.reachable.admin.unwrap().port());
+    hub.ok(&["vm", "list", "--url", &url, "--ca", &certificate]);
+    for ca in [&["--ca", &other][..], &[]] {
+        let said = hub.fails(6, &[&["vm", "list", "--url", &url], ca].concat());
+        assert!(said.contains("--ca"), "{said}");
+    }
+    let said = hub.fails(2, &["vm", "list", "--url", &url, "--ca", &key]);
+    assert!(said.contains("no certificate"), "{said}");
+    // Callbacks need a token there: a run sends it.
+    let disk = path(dir.path(), "disk.raw");
+    make_disk(disk.as_ref(), MIB, 4);
+    let run =
+        ["backup", "run", "--vm", "web", "--disk", &disk, "--url", &url, "--ca", &certificate];
+    hub.ok(&run);
+}
+
+#[test]
 fn a_vm_with_a_credential_can_be_planned_and_an_appliance_that_is_away_is_told() {
     let dir = directory();
     let hub = TestHub::start(dir.path());

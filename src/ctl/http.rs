@@ -25,6 +25,8 @@ const LONGEST: u64 = 256 << 20;
 pub(super) const HUB_RESTART: Duration = Duration::from_secs(120);
 /// Time between two such calls.
 const PAUSE: Duration = Duration::from_millis(500);
+/// What to do about a failed TLS handshake.
+const NO_TRUST: &str = "is it https there? --ca FILE names a certificate to trust";
 /// Where the API begins.
 const API: &str = "/api/v1";
 
@@ -162,12 +164,12 @@ impl Api {
     fn unreachable(&self, error: &ureq::Error) -> CtlError {
         let cause = format!("cannot reach the hub at {}: {error}", self.base);
         let next = match error {
-            ureq::Error::Rustls(_) | ureq::Error::Tls(_) | ureq::Error::Pem(_) => {
-                "is it https there? --ca FILE names a certificate to trust"
+            _ if cause.contains("CaUsedAsEndEntity") => {
+                "the hub's certificate is an authority's: give the hub one of its own (openssl req \
+                 -x509 -addext basicConstraints=critical,CA:FALSE)"
             }
-            ureq::Error::Io(e) if e.kind() == std::io::ErrorKind::InvalidData => {
-                "is it https there? --ca FILE names a certificate to trust"
-            }
+            ureq::Error::Rustls(_) | ureq::Error::Tls(_) | ureq::Error::Pem(_) => NO_TRUST,
+            ureq::Error::Io(e) if e.kind() == std::io::ErrorKind::InvalidData => NO_TRUST,
             _ => {
                 "check that `sendense-hub serve` runs, that the tunnel is up, and --url \
                  (SENDENSE_URL)"

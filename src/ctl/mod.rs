@@ -1,5 +1,5 @@
 //! `sendense-ctl`: what people and scripts ask of a running hub, over its API; and the agent that
-//! sends disks of this machine itself ([`run`]).
+//! sends disks of this machine itself (`run`).
 //!
 //! It shares no code with the hub's server side: what it knows of it is the API.
 
@@ -124,7 +124,9 @@ fn token(globals: &Globals) -> CtlResult<Option<String>> {
     if let Some(token) = globals.token.as_ref().and_then(given) {
         return Ok(Some(token));
     }
-    let Some(path) = &globals.token_file else { return Ok(None) };
+    // A variable that is set to nothing is not set.
+    let file = globals.token_file.as_ref().filter(|path| !path.as_os_str().is_empty());
+    let Some(path) = file else { return Ok(None) };
     let next = "--token-file names a file that holds nothing but the token";
     let text = std::fs::read_to_string(path).map_err(|e| {
         CtlError::usage(format!("cannot read the token in '{}': {e}", path.display()), next)

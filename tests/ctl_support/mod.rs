@@ -28,12 +28,21 @@ impl TestHub {
     /// On free ports.
     pub fn start(directory: &Path) -> Self {
         let data = directory.join("data");
-        Self::listen(&data, "127.0.0.1:0", "127.0.0.1:0", None)
+        Self::listen(&data, "127.0.0.1:0", "127.0.0.1:0", "", None)
     }
 
-    fn listen(data: &Path, nbd: &str, api: &str, token: Option<String>) -> Self {
+    /// On free ports, with an admins' door that speaks TLS.
+    pub fn with_tls(directory: &Path, certificate: &str, key: &str) -> Self {
+        let more = format!(
+            "admin_listen = \"127.0.0.1:0\"\ntls_certificate = \"{certificate}\"\n\
+             tls_key = \"{key}\"\n"
+        );
+        Self::listen(&directory.join("data"), "127.0.0.1:0", "127.0.0.1:0", &more, None)
+    }
+
+    fn listen(data: &Path, nbd: &str, api: &str, more: &str, token: Option<String>) -> Self {
         let config = format!(
-            "[nbd]\nlisten = [\"{nbd}\"]\n[api]\nagent_listen = \"{api}\"\n\
+            "[nbd]\nlisten = [\"{nbd}\"]\n[api]\nagent_listen = \"{api}\"\n{more}\
              [agent]\nurl = \"http://127.0.0.1:1\"\n[backups]\nmin_free = \"1M\"\n"
         );
         let config = HubConfig::parse(&config).unwrap();
@@ -61,7 +70,7 @@ impl TestHub {
         self.end();
         between();
         let (nbd, api) = (self.reachable.nbd[0].to_string(), self.reachable.agent.to_string());
-        *self = Self::listen(&self.data.clone(), &nbd, &api, Some(self.token.clone()));
+        *self = Self::listen(&self.data.clone(), &nbd, &api, "", Some(self.token.clone()));
     }
 
     fn end(&mut self) {

@@ -22,7 +22,7 @@ pub(super) fn register(context: &Context, vm: &str, sources: &[Source]) -> CtlRe
             .zip(&sizes)
             .map(|(number, size)| json!({"disk_id": number, "capacity_bytes": size}))
             .collect();
-        context.out.note(&format!("VM '{vm}' is new to the hub: {} disks", disks.len()));
+        context.out.note(&format!("VM '{vm}' is new to the hub; disks: {}", disks.len()));
         return context.api.put(&path, &json!({"disks": disks})).map(drop);
     };
     let (disks, notes) = merge(vm, &known, &sizes)?;
