@@ -10,6 +10,7 @@ pub mod catalog;
 pub mod checksum;
 pub mod cli;
 pub mod config;
+pub mod ctl;
 pub mod demo;
 pub mod export;
 pub mod model;

@@ -517,3 +517,109 @@ fn a_vm_without_disks_and_a_disk_of_no_bytes_are_refused_before_anything_is_made
     assert_eq!(hub.get("backups")["total"], 0);
     hub.assert_tidy();
 }
+
+#[test]
+fn a_backup_that_is_cancelled_while_it_is_prepared_leaves_nothing() {
+    let hub = Hub::start();
+    hub.enter_vm("wide", &[MIB; 40]);
+    for turn in 0..4_u64 {
+        std::thread::scope(|scope| {
+            let starting = scope.spawn(|| {
+                let wish = json!({"vm_name": "wide", "backup_type": "full", "agent": "caller"});
+                hub.request("POST", "backups", Some(&wish)).0
+            });
+            let since = std::time::Instant::now();
+            let id = loop {
+                let jobs = hub.get("jobs");
+                if let Some(id) = jobs["backups"][0]["backup_id"].as_str() {
+                    break id.to_owned();
+                }
+                assert!(since.elapsed() < workflow_support::LIMIT);
+            };
+            std::thread::sleep(std::time::Duration::from_millis(turn * 7));
+            hub.post(&format!("backups/{id}/cancel"), &json!({}));
+            starting.join().unwrap();
+            assert_eq!(hub.backup(&id)["status"], "cancelled");
+        });
+        hub.assert_tidy();
+    }
+}
+
+#[test]
+fn of_a_cancellation_and_a_completion_at_once_one_is_told_the_truth() {
+    let hub = Hub::start();
+    let vm = Vm::new(&hub, "web", &[65536]);
+    for _ in 0..20 {
+        let backup = hub.start_backup("web", "full");
+        let id = backup["backup_id"].as_str().unwrap();
+        hub.send(&vm, &backup, 0);
+        let (cancelled, completed) = std::thread::scope(|scope| {
+            let cancel = scope
+                .spawn(|| hub.request("POST", &format!("backups/{id}/cancel"), Some(&json!({}))).0);
+            let complete = scope.spawn(|| hub.complete(id, 0, "c/1").0);
+            (cancel.join().unwrap(), complete.join().unwrap())
+        });
+        let state = hub.backup(id)["status"].clone();
+        match (cancelled, completed) {
+            (200, 409) => assert_eq!(state, "cancelled"),
+            (409, 200) => {
+                assert_eq!(state, "completed");
+                hub.ok("POST", &format!("backups/{id}/verify"), None);
+            }
+            both => panic!("{both:?} {state}"),
+        }
+    }
+    hub.assert_tidy();
+}
+
+#[test]
+fn an_import_enters_no_restore_point_whose_parent_is_missing_and_no_copy_beside_the_original() {
+    let hub = Hub::start();
+    let mut vm = Vm::new(&hub, "web", &[MIB]);
+    let full = hub.back_up(&vm, "full");
+    vm.change(2);
+    let increment = hub.back_up(&vm, "incremental");
+    let moved = tempfile::tempdir().unwrap();
+    support::ok("cp", &["-r", hub.repository().to_str().unwrap(), moved.path().to_str().unwrap()]);
+    let copy = moved.path().join("repository");
+    let (status, body) = hub.request("POST", "repositories/import", Some(&json!({"path": copy})));
+    assert_eq!(status, 409, "{body}");
+    let lost =
+        image_of(&full, 0).replace(hub.repository().to_str().unwrap(), copy.to_str().unwrap());
+    for ending in ["qcow2", "json", "crc"] {
+        std::fs::remove_file(lost.replace("qcow2", ending)).unwrap();
+    }
+    let new = Hub::start();
+    let report = new.post("repositories/import", &json!({"path": copy}));
+    assert_eq!((&report["imported"], &report["known"]), (&json!([]), &json!(0)));
+    let id = increment["backup_id"].as_str().unwrap();
+    assert!(report["findings"][0].as_str().unwrap().contains(id), "{report}");
+    assert_eq!(new.get("backups")["total"], 0);
+}
+
+#[test]
+fn the_checksums_of_a_restore_point_are_those_of_its_disk_also_after_it_has_grown() {
+    let hub = Hub::start();
+    let mut vm = Vm::new(&hub, "web", &[MIB + 512]);
+    hub.back_up(&vm, "full");
+    std::fs::File::options().write(true).open(vm.disk(0)).unwrap().set_len(2 * MIB).unwrap();
+    hub.enter_vm("web", &[2 * MIB]);
+    vm.change(1);
+    let grown = hub.back_up(&vm, "incremental");
+    let agent: ureq::Agent = ureq::Agent::config_builder().build().into();
+    let id = grown["backup_id"].as_str().unwrap();
+    let told = agent
+        .get(format!("{}/api/v1/backups/{id}/disks/0/checksums", hub.api))
+        .header("authorization", format!("Bearer {}", hub.token))
+        .call()
+        .unwrap()
+        .body_mut()
+        .read_to_vec()
+        .unwrap();
+    let disk = std::fs::read(vm.disk(0)).unwrap();
+    let expected = disk.chunks(65536).flat_map(|cluster| {
+        let zero = cluster.iter().all(|byte| *byte == 0);
+        if zero { [0; 8] } else { sendense_hub::checksum::Checksum::of(cluster).encode() }
+    });
+    assert!(told == expected.collect::<Vec<u8>>());
+}

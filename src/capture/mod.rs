@@ -31,7 +31,7 @@ pub use error::CaptureError;
 pub use observer::{Observer, Progress};
 pub use plan::Changes;
 pub use source::Source;
-pub use target::Target;
+pub use target::{Target, list_exports};
 
 /// Granularity in bytes of comparing, and of looking for zeroes: the cluster size of the hub's
 /// images.

@@ -9,7 +9,7 @@ use nbd_proto::{Mode, SENDENSE_DURABLE, STATE_DURABLE, TransmissionFlags};
 use super::CLUSTER;
 use super::error::CaptureError;
 use super::ranges::Ranges;
-use crate::nbd::client::{Client, ClientError, ClientOptions, ClientResult};
+use crate::nbd::client::{Address, Client, ClientError, ClientOptions, ClientResult};
 
 /// Most connections of one copy.
 const MAX_CONNECTIONS: usize = 16;
@@ -142,6 +142,16 @@ impl Target {
         }
         Ok(Some(durable))
     }
+}
+
+/// Names of the exports that the NBD server at `address` (`host:port`) tells: it is there, and
+/// negotiates.
+///
+/// # Errors
+/// `Connect` with what happened.
+pub fn list_exports(address: &str) -> Result<Vec<String>, CaptureError> {
+    Client::list_exports(&Address::Tcp(address.to_owned()))
+        .map_err(|cause| CaptureError::Connect { target: address.to_owned(), cause })
 }
 
 impl fmt::Display for Target {

@@ -163,6 +163,21 @@ impl Client {
         Self::connect(&Address::Unix(path.to_owned()), options)
     }
 
+    /// Names of the exports that a server tells.
+    ///
+    /// # Errors
+    /// As [`ClientError`] says; `Refused` where the server does not list exports.
+    pub fn list_exports(address: &Address) -> ClientResult<Vec<String>> {
+        let (mut connection, handle) = connect(address)?;
+        handle.limit(Some(NEGOTIATE))?;
+        let config =
+            HandshakeConfig { goal: Goal::List, mode: Mode::Structured, contexts: Vec::new() };
+        match negotiate(&mut *connection, config)? {
+            Event::Listed(exports) => Ok(exports.into_iter().map(|(name, _)| name).collect()),
+            _ => Err(unasked()),
+        }
+    }
+
     /// The metadata contexts of an export that match `query`: a name, or a namespace with its colon.
     ///
     /// # Errors
