@@ -16,5 +16,6 @@ pub mod export;
 pub mod model;
 pub mod nbd;
 pub mod repository;
+pub mod restore;
 pub mod secrets;
 pub mod telemetry;

@@ -25,6 +25,7 @@ use axum::response::IntoResponse;
 
 use crate::backup::{Backups, Failure, FailureKind};
 use crate::nbd::ports::PortRange;
+use crate::restore::Restores;
 use error::ApiError;
 
 /// Longest body of a request, in bytes.
@@ -43,6 +44,7 @@ pub enum Door {
 #[derive(Clone)]
 pub struct Api {
     backups: Arc<Backups>,
+    restores: Arc<Restores>,
     door: Door,
     /// Ports that may be set aside.
     pool: PortRange,
@@ -50,8 +52,13 @@ pub struct Api {
 
 impl Api {
     /// The API over `backups`, as seen through `door`.
-    pub fn new(backups: Arc<Backups>, door: Door, pool: PortRange) -> Self {
-        Self { backups, door, pool }
+    pub fn new(
+        backups: Arc<Backups>,
+        restores: Arc<Restores>,
+        door: Door,
+        pool: PortRange,
+    ) -> Self {
+        Self { backups, restores, door, pool }
     }
 
     /// The service for a listener.

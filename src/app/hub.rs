@@ -13,7 +13,7 @@ use tokio::net::TcpListener;
 
 use super::{Ended, Signals, close_all};
 use crate::api::{Api, Door, TlsFiles, TlsListener, hash_token, new_token};
-use crate::backup::{Backups, Settings, watch};
+use crate::backup::{Backups, Settings, dispatch, watch};
 use crate::catalog::{Catalog, Repository};
 use crate::config::HubConfig;
 use crate::model::{Role, Timestamp, new_id, parse_size};
@@ -24,6 +24,7 @@ use crate::nbd::ports::PortRange;
 use crate::nbd::publisher::Publisher;
 use crate::nbd::server::Server;
 use crate::repository::Root;
+use crate::restore::{self, Restores};
 use crate::secrets::Secrets;
 
 /// Names inside the data directory.
@@ -31,10 +32,13 @@ const LOCK: &str = "hub.lock";
 const CATALOG: &str = "catalog.db";
 const KEY: &str = "secret.key";
 const REPOSITORY: &str = "repository";
+const OVERLAYS: &str = "overlays";
 /// Name of the token that a first start makes.
 const FIRST_TOKEN: &str = "first-admin";
 /// Events that are kept; older ones are forgotten at a start.
 const EVENTS: u32 = 100_000;
+/// Time between two looks at exports of restore points.
+const RESTORES: Duration = Duration::from_secs(1);
 /// Time that requests of the API have to finish when the hub ends.
 const API_END: Duration = Duration::from_secs(3);
 
@@ -54,11 +58,12 @@ pub struct Reachable {
 /// A running hub.
 pub struct Hub {
     backups: Arc<Backups>,
+    restores: Arc<Restores>,
     server: Arc<Server>,
     listeners: Vec<Serving>,
     doors: Vec<tokio::task::JoinHandle<()>>,
     end_doors: tokio::sync::watch::Sender<bool>,
-    watchdog: Option<(mpsc::Sender<()>, std::thread::JoinHandle<()>)>,
+    watching: Vec<(mpsc::Sender<()>, std::thread::JoinHandle<()>)>,
     reachable: Reachable,
     /// Held as long as the hub runs: there is one per data directory.
     _lock: File,
@@ -214,6 +219,16 @@ impl Hub {
             .map_err(other)?
             .map_err(other)?;
 
+        let restores = Restores::new(
+            Arc::clone(&backups),
+            restore::Settings {
+                exports: config.restore.exports,
+                idle: Duration::from_secs(config.restore.idle_seconds),
+                overlays: directory.join(OVERLAYS),
+            },
+        );
+        let restores = Arc::new(restores.map_err(other)?);
+
         let listeners = bound
             .into_iter()
             .map(|listener| listener.serve(Arc::clone(&server), Arc::clone(&pending), None))
@@ -225,7 +240,7 @@ impl Hub {
             admin: admin.as_ref().map(TcpListener::local_addr).transpose()?,
             first_token,
         };
-        let api = |door| Api::new(Arc::clone(&backups), door, pool).router();
+        let api = |door| Api::new(Arc::clone(&backups), Arc::clone(&restores), door, pool).router();
         let mut doors = vec![open_door(agent, api(Door::Agent), ending.clone())];
         if let Some(listener) = admin {
             let files = tls_files(config);
@@ -237,14 +252,23 @@ impl Hub {
                 None => open_door(listener, api(Door::Admin), ending),
             });
         }
-        let watchdog = start_watchdog(&backups)?;
+        let watching = vec![
+            start_thread("watchdog", Arc::clone(&backups), |b, stop| watch(b, stop))?,
+            start_thread("dispatcher", Arc::clone(&backups), |b, stop| dispatch(b, stop))?,
+            start_thread("restores", Arc::clone(&restores), |restores, stop| {
+                while stop.recv_timeout(RESTORES) == Err(mpsc::RecvTimeoutError::Timeout) {
+                    restores.look();
+                }
+            })?,
+        ];
         Ok(Self {
             backups,
+            restores,
             server,
             listeners,
             doors,
             end_doors,
-            watchdog: Some(watchdog),
+            watching,
             reachable,
             _lock: lock,
         })
@@ -257,7 +281,7 @@ impl Hub {
 
     /// Ends everything in order: requests, images, connections. Whether all ended well.
     pub async fn stop(mut self) -> bool {
-        if let Some((stop, thread)) = self.watchdog.take() {
+        for (stop, thread) in self.watching.drain(..) {
             drop(stop);
             // It may be in the middle of a look.
             let _ = tokio::task::spawn_blocking(move || thread.join()).await;
@@ -268,8 +292,12 @@ impl Hub {
                 door.abort();
             }
         }
-        let backups = Arc::clone(&self.backups);
-        let _ = tokio::task::spawn_blocking(move || backups.stop()).await;
+        let (backups, restores) = (Arc::clone(&self.backups), Arc::clone(&self.restores));
+        let stopping = move || {
+            restores.stop();
+            backups.stop();
+        };
+        let _ = tokio::task::spawn_blocking(stopping).await;
         let clean = close_all(&self.server).await;
         self.listeners.clear();
         clean
@@ -331,12 +359,14 @@ where
     })
 }
 
-fn start_watchdog(
-    backups: &Arc<Backups>,
+/// A thread that works until its sender is dropped.
+fn start_thread<T: Send + Sync + 'static>(
+    name: &str,
+    on: Arc<T>,
+    work: fn(&T, &mpsc::Receiver<()>),
 ) -> io::Result<(mpsc::Sender<()>, std::thread::JoinHandle<()>)> {
     let (stop, stopped) = mpsc::channel();
-    let backups = Arc::clone(backups);
-    let thread = std::thread::Builder::new().name("watchdog".into());
-    let thread = thread.spawn(move || watch(&backups, &stopped))?;
+    let thread = std::thread::Builder::new().name(name.to_owned());
+    let thread = thread.spawn(move || work(&on, &stopped))?;
     Ok((stop, thread))
 }

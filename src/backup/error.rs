@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use crate::block::{BlockError, BlockErrorKind};
 use crate::catalog::CatalogError;
 use crate::repository::RepositoryError;
 
@@ -67,11 +68,24 @@ impl From<CatalogError> for Failure {
     }
 }
 
+/// What to do about a repository that is full.
+const FREE_SPACE: &str = "free space in the repository, then start the backup again";
+
+impl From<BlockError> for Failure {
+    fn from(error: BlockError) -> Self {
+        match error.kind {
+            BlockErrorKind::NoSpace => {
+                Self::new(FailureKind::NoSpace, error.to_string(), FREE_SPACE)
+            }
+            _ => Self::new(FailureKind::Internal, error.to_string(), ""),
+        }
+    }
+}
+
 impl From<RepositoryError> for Failure {
     fn from(error: RepositoryError) -> Self {
         if error.is_no_space() {
-            let next = "free space in the repository, then start the backup again";
-            return Self::new(FailureKind::NoSpace, error.to_string(), next);
+            return Self::new(FailureKind::NoSpace, error.to_string(), FREE_SPACE);
         }
         Self::new(FailureKind::Internal, error.to_string(), "")
     }

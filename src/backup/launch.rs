@@ -56,7 +56,7 @@ impl Backups {
             let files = root.files_at(&disk.path)?;
             let internal = |text: String| Failure::new(FailureKind::Internal, text, "");
             let skip = self.settings.skip_unchanged;
-            let device = ReceivingDevice::open(files, skip).map_err(|e| internal(e.to_string()))?;
+            let device = ReceivingDevice::open(files, skip)?;
             let device = Arc::new(device);
             let published = self.publisher.publish(Publication {
                 name: disk.export_name.clone(),

@@ -32,4 +32,4 @@ pub use running::Progress;
 pub use service::Backups;
 pub use settings::Settings;
 pub use verify::MergedChecksums;
-pub use watch::watch;
+pub use watch::{dispatch, watch};

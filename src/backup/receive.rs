@@ -52,14 +52,22 @@ pub(super) struct ReceivingDevice {
 }
 
 fn sums_failed(error: &std::io::Error) -> BlockError {
-    BlockError::new(BlockErrorKind::Io, format!("cannot keep the checksums: {error}"))
+    use std::io::ErrorKind::{QuotaExceeded, StorageFull};
+    let kind = match error.kind() {
+        StorageFull | QuotaExceeded => BlockErrorKind::NoSpace,
+        _ => BlockErrorKind::Io,
+    };
+    BlockError::new(kind, format!("cannot keep the checksums: {error}"))
 }
 
 impl ReceivingDevice {
     /// Opens the unfinished image of `files`. Where the image was received into before, what is
     /// durable is known, and all checksums are computed again when it is sealed.
     pub(super) fn open(files: DiskFiles, skip_unchanged: bool) -> BlockResult<Self> {
-        let failed = |e: RepositoryError| BlockError::new(BlockErrorKind::Io, e.to_string());
+        let failed = |e: RepositoryError| {
+            let kind = if e.is_no_space() { BlockErrorKind::NoSpace } else { BlockErrorKind::Io };
+            BlockError::new(kind, e.to_string())
+        };
         let path = DiskFiles::partial(&files.image());
         let received = Received::open(&files.durable()).map_err(|e| sums_failed(&e))?;
         if received.has_begun() {

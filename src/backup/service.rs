@@ -15,6 +15,9 @@ use crate::nbd::publisher::Publisher;
 use crate::repository::Root;
 use crate::secrets::Secrets;
 
+/// Longest time for the question whether an agent lives.
+const LIFE: Duration = Duration::from_secs(5);
+
 /// Backups of VMs. Calls block, some of them for as long as the disk takes.
 pub struct Backups {
     pub(super) catalog: Arc<Catalog>,
@@ -22,6 +25,8 @@ pub struct Backups {
     pub(super) secrets: Arc<Secrets>,
     pub(super) settings: Settings,
     pub(super) sna: Sna,
+    /// For the question whether an agent lives, which must not take long.
+    pub(super) sna_life: Sna,
     pub(super) running: Mutex<BTreeMap<String, Arc<Running>>>,
     /// Who changes a backup: see [`Backups::turn`].
     pub(super) turns: Mutex<BTreeMap<String, Weak<Mutex<()>>>>,
@@ -38,8 +43,9 @@ impl Backups {
         settings: Settings,
     ) -> Self {
         let sna = Sna::new(&settings.sna_url, settings.sna_timeout);
+        let sna_life = Sna::new(&settings.sna_url, settings.sna_timeout.min(LIFE));
         let (running, turns, dispatch) = (Mutex::default(), Mutex::default(), Mutex::default());
-        Self { catalog, publisher, secrets, settings, sna, running, turns, dispatch }
+        Self { catalog, publisher, secrets, settings, sna, sna_life, running, turns, dispatch }
     }
 
     /// The catalog.
@@ -120,7 +126,7 @@ impl Backups {
             }
         };
         self.record(actor, "backup.requested", &backup.id, &text);
-        self.dispatch()?;
+        self.dispatch(Some(&backup.id))?;
         self.backup(&backup.id)
     }
 
@@ -139,18 +145,22 @@ impl Backups {
         Ok(backup)
     }
 
-    /// Starts queued backups while there is room for them, the oldest first.
+    /// Starts queued backups while there is room for them, the oldest first. Those that cannot be
+    /// started have failed.
     ///
     /// # Errors
-    /// The failure of the last one that could not be started.
-    pub fn dispatch(&self) -> Result<(), Failure> {
-        let mut result = Ok(());
+    /// Why `own` could not be started, or the catalog cannot be read.
+    pub fn dispatch(&self, own: Option<&str>) -> Result<(), Failure> {
+        let mut outcome = Ok(());
         while let Some(next) = self.claim_next()? {
-            if let Err(failure) = self.launch(&next) {
-                result = Err(failure);
+            let launched = self.launch(&next);
+            if own == Some(&next.id) {
+                outcome = launched;
+            } else if let Err(failure) = launched {
+                tracing::error!(backup = %next.id, %failure, "a queued backup could not be started");
             }
         }
-        result
+        outcome
     }
 
     /// The next backup that may start, now in state `preparing`.

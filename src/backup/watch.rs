@@ -24,8 +24,17 @@ pub fn watch(backups: &Backups, stop: &Receiver<()>) {
     }
 }
 
+/// Starts queued backups as there is room for them, until `stop` is hung up.
+pub fn dispatch(backups: &Backups, stop: &Receiver<()>) {
+    while stop.recv_timeout(TICK) == Err(RecvTimeoutError::Timeout) {
+        if let Err(failure) = backups.dispatch(None) {
+            tracing::error!(%failure, "queued backups cannot be started");
+        }
+    }
+}
+
 impl Backups {
-    /// Looks at every running backup once, and starts queued ones where there is room.
+    /// Looks at every running backup once.
     pub fn look(&self, persist: bool) {
         let all: Vec<Arc<Running>> = self.running().values().cloned().collect();
         for running in all {
@@ -40,9 +49,6 @@ impl Backups {
         }
         if persist {
             self.finish_what_was_begun();
-        }
-        if let Err(failure) = self.dispatch() {
-            tracing::error!(%failure, "a queued backup could not be started");
         }
     }
 
@@ -68,7 +74,7 @@ impl Backups {
         // Nobody is kept from completing a disk by an appliance that does not answer.
         let gone = running.agent == "sna"
             && running.poll_due(self.settings.agent_poll)
-            && self.sna.life(&running.id) == Life::Gone;
+            && self.sna_life.life(&running.id) == Life::Gone;
         let turn = self.turn(&running.id);
         // Who has the turn is at work.
         let Ok(_held) = turn.try_lock() else { return };

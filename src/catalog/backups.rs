@@ -166,6 +166,15 @@ impl Catalog {
                     needed.join(", ")
                 )));
             }
+            let used: bool = t.query_row(
+                "SELECT EXISTS (SELECT 1 FROM restore_mounts WHERE backup_id = ?1)",
+                [id],
+                |row| row.get(0),
+            )?;
+            if used {
+                let text = format!("backup {id} is being restored from: end that first");
+                return Err(CatalogError::Conflict(text));
+            }
             let changed = t.execute(
                 "UPDATE backups SET state = 'deleting' WHERE id = ?1
                  AND state IN ('completed', 'failed', 'cancelled', 'deleting')",
@@ -431,7 +440,6 @@ impl Catalog {
                  AND backup_id IN (SELECT id FROM backups WHERE state IN ('failed', 'cancelled'))",
                 [id],
             )?;
-            t.execute("DELETE FROM restore_mounts WHERE backup_id = ?1", [id])?;
             t.execute("DELETE FROM backups WHERE id = ?1", [id]).map_err(|e| {
                 conflict(e, || format!("backup {id} is the parent of another backup"))
             })?;

@@ -8,6 +8,7 @@ mod access;
 mod backups;
 mod chains;
 mod exports;
+mod leases;
 mod repositories;
 mod schema;
 mod vms;

@@ -19,6 +19,8 @@ pub struct HubConfig {
     pub agent: AgentConfig,
     /// Making backups.
     pub backups: BackupsConfig,
+    /// Using restore points.
+    pub restore: RestoreConfig,
 }
 
 /// `[nbd]`
@@ -135,6 +137,22 @@ impl Default for BackupsConfig {
     }
 }
 
+/// `[restore]`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RestoreConfig {
+    /// Restore points that are exported at a time.
+    pub exports: usize,
+    /// Seconds without a connection after which such an export is taken away.
+    pub idle_seconds: u64,
+}
+
+impl Default for RestoreConfig {
+    fn default() -> Self {
+        Self { exports: 32, idle_seconds: 3600 }
+    }
+}
+
 impl HubConfig {
     /// Reads the file at `path`.
     ///
@@ -165,6 +183,8 @@ impl HubConfig {
             ("agent.poll_seconds", self.agent.poll_seconds),
             ("backups.stall_seconds", self.backups.stall_seconds),
             ("backups.reconnect_seconds", self.backups.reconnect_seconds),
+            ("restore.exports", self.restore.exports as u64),
+            ("restore.idle_seconds", self.restore.idle_seconds),
             ("backups.running", self.backups.running as u64),
             ("backups.running_per_repository", self.backups.running_per_repository as u64),
         ];

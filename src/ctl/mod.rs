@@ -12,6 +12,7 @@ mod inventory;
 mod output;
 mod progress;
 mod repository;
+mod restore;
 mod run;
 mod sse;
 mod system;
@@ -86,6 +87,9 @@ enum Command {
     /// Where backups are kept
     #[command(subcommand)]
     Repository(repository::RepositoryCommand),
+    /// Get disks back as they were
+    #[command(subcommand)]
+    Restore(restore::RestoreCommand),
     /// What runs now
     #[command(subcommand)]
     Job(backup::JobCommand),
@@ -150,6 +154,7 @@ fn dispatch(cli: Cli) -> CtlResult<u8> {
         Command::Vm(command) => inventory::vm(&context, command),
         Command::Export(command) => inventory::export(&context, command),
         Command::Repository(command) => repository::run(&context, command),
+        Command::Restore(command) => restore::run(&context, command),
         Command::Job(command) => backup::job(&context, command),
         Command::Token(command) => access::token(&context, command),
         Command::Credential(command) => access::credential(&context, command),

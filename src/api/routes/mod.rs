@@ -5,6 +5,7 @@ mod agent;
 mod backups;
 mod exports;
 mod repositories;
+mod restore;
 mod system;
 mod vms;
 
@@ -21,6 +22,7 @@ pub(super) fn router() -> OpenApiRouter<Api> {
         .merge(repositories::router())
         .merge(exports::router())
         .merge(access::router())
+        .merge(restore::router())
         .merge(system::router());
     OpenApiRouter::new().nest("/api/v1", api).merge(system::root())
 }

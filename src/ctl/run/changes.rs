@@ -84,14 +84,24 @@ pub(super) fn by_bitmap(source: &Source, name: &str, before: u64) -> CtlResult<C
 
 /// What differs from the checksums of `parent`, where the disk had `before` bytes.
 pub(super) fn by_checksums(api: &Api, parent: &str, disk: u64, before: u64) -> CtlResult<Changes> {
-    let path = format!("/backups/{}/disks/{disk}/checksums", encode(parent));
-    let (told, stream) = api.stream(&path)?;
-    let list = read(stream, told, before.div_ceil(CLUSTER))?;
+    let list = checksums(api, parent, disk, before)?;
     let earlier = move |cluster: u64| {
         let index = usize::try_from(cluster).ok()?;
         Checksum::decode(*list.get(index)?)
     };
     Ok(Changes::Checksums(Box::new(earlier)))
+}
+
+/// The checksums of a disk of `size` bytes at a restore point, encoded, by cluster.
+pub(in crate::ctl) fn checksums(
+    api: &Api,
+    backup: &str,
+    disk: u64,
+    size: u64,
+) -> CtlResult<Vec<[u8; LENGTH]>> {
+    let path = format!("/backups/{}/disks/{disk}/checksums", encode(backup));
+    let (told, stream) = api.stream(&path)?;
+    read(stream, told, size.div_ceil(CLUSTER))
 }
 
 /// Reads the checksums of exactly so many clusters.

@@ -8,7 +8,7 @@
 //!   checksums, or by a bitmap where that backup was made with it and is the last one ([`since`]).
 //! - A hub that is started again meanwhile is waited for, over NBD and over HTTP.
 
-mod changes;
+pub(super) mod changes;
 mod heartbeat;
 mod register;
 mod session;
