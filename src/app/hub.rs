@@ -253,8 +253,8 @@ impl Hub {
             });
         }
         let watching = vec![
-            start_thread("watchdog", Arc::clone(&backups), |b, stop| watch(b, stop))?,
-            start_thread("dispatcher", Arc::clone(&backups), |b, stop| dispatch(b, stop))?,
+            start_thread("watchdog", Arc::clone(&backups), watch)?,
+            start_thread("dispatcher", Arc::clone(&backups), dispatch)?,
             start_thread("restores", Arc::clone(&restores), |restores, stop| {
                 while stop.recv_timeout(RESTORES) == Err(mpsc::RecvTimeoutError::Timeout) {
                     restores.look();
