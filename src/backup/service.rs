@@ -218,11 +218,15 @@ impl Backups {
         }
     }
 
-    /// Closes all images, as they are, for a hub that ends. Their backups go on when it is started
+    /// Lets go of all backups, for a hub that ends. They go on when it is started
     /// again, as far as their agents do.
     pub fn stop(&self) {
-        let all: Vec<_> = std::mem::take(&mut *self.running()).into_values().collect();
+        let all: Vec<_> = self.running().values().cloned().collect();
         for running in all {
+            // A disk that is being sealed is waited for: half of it would be worth nothing.
+            let turn = self.turn(&running.id);
+            let _held = turn.lock().unwrap_or_else(PoisonError::into_inner);
+            self.running().remove(&running.id);
             if let Some(counters) = running.changed_counters() {
                 let _ = self.catalog.note_progress(&running.id, &counters, None);
             }
