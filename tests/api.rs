@@ -189,9 +189,6 @@ fn every_answer_has_what_clients_of_the_old_hub_read() {
     }
     let id = backup["backup_id"].as_str().unwrap();
     assert_eq!(hub.get(&format!("backups/{id}/copies"))["total"], 0);
-    let copy = json!({"repository_id": "local"});
-    let (status, _) = hub.request("POST", &format!("backups/{id}/copy"), Some(&copy));
-    assert_eq!(status, 501, "refused rather than pending for ever");
     assert_eq!(hub.get(&format!("backups/{id}/disks"))["total"], 2);
     let storage = hub.get("repositories/local/storage");
     assert_eq!(storage["backup_count"], 1);

@@ -7,7 +7,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use crate::backup::{Backups, Plan};
 use crate::catalog::{
-    Backup, Chain, DiskBackup, Event, Policy, PortAllocation, Repository, Vm, VmDisk,
+    Backup, Chain, CopyRule, DiskBackup, Event, Policy, PortAllocation, Repository, Vm, VmDisk,
 };
 use crate::model::{BackupState, BackupType, Timestamp};
 
@@ -515,8 +515,7 @@ pub(super) struct PolicyView {
     pub(super) retention_days: u32,
     /// Where copies go.
     #[serde(default)]
-    #[schema(value_type = Vec<Object>)]
-    pub(super) copy_rules: Vec<serde_json::Value>,
+    pub(super) copy_rules: Vec<CopyRule>,
 }
 
 impl From<Policy> for PolicyView {
@@ -527,7 +526,7 @@ impl From<Policy> for PolicyView {
             enabled: policy.enabled,
             primary_repository_id: policy.primary_repository_id,
             retention_days: policy.retention_days,
-            copy_rules: policy.copy_rules.as_array().cloned().unwrap_or_default(),
+            copy_rules: policy.copy_rules,
         }
     }
 }

@@ -13,7 +13,7 @@ use tokio::net::TcpListener;
 
 use super::{Ended, Signals, close_all};
 use crate::api::{Api, Door, TlsFiles, TlsListener, hash_token, new_token};
-use crate::backup::{Backups, Settings, dispatch, watch};
+use crate::backup::{Backups, Settings, dispatch, keep, watch};
 use crate::catalog::{Catalog, Repository};
 use crate::config::HubConfig;
 use crate::model::{Role, Timestamp, new_id, parse_size};
@@ -255,6 +255,7 @@ impl Hub {
         let watching = vec![
             start_thread("watchdog", Arc::clone(&backups), watch)?,
             start_thread("dispatcher", Arc::clone(&backups), dispatch)?,
+            start_thread("keeper", Arc::clone(&backups), keep)?,
             start_thread("restores", Arc::clone(&restores), |restores, stop| {
                 while stop.recv_timeout(RESTORES) == Err(mpsc::RecvTimeoutError::Timeout) {
                     restores.look();

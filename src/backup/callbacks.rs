@@ -247,6 +247,7 @@ impl Backups {
         self.catalog.complete_backup(&backup.id)?;
         let text = format!("{} backup of '{}' is complete", backup.kind, backup.vm_name);
         self.record("hub", "backup.completed", &backup.id, &text);
+        self.copy_by_policy(backup);
         Ok(())
     }
 }

@@ -31,7 +31,10 @@ impl Backups {
         }
         self.check_not_exported(&backup)?;
         if backup.state == BackupState::Completed {
-            self.check_kept(&backup)?;
+            self.check_kept(&backup, &backup.repository_id)?;
+            for copy in self.catalog.copies(Some(id))? {
+                self.check_kept(&backup, &copy.repository_id)?;
+            }
         }
         self.catalog.begin_delete(id)?;
         self.record(actor, "backup.deleted", id, "deleted");
@@ -56,8 +59,8 @@ impl Backups {
     }
 
     /// Whether the repository says that it must stay.
-    fn check_kept(&self, backup: &Backup) -> Result<(), Failure> {
-        let Some(repository) = self.catalog.repository(&backup.repository_id)? else {
+    fn check_kept(&self, backup: &Backup, repository: &str) -> Result<(), Failure> {
+        let Some(repository) = self.catalog.repository(repository)? else {
             return Ok(());
         };
         let age = Timestamp::now().since(backup.completed_at.unwrap_or(backup.created_at));
@@ -79,6 +82,15 @@ impl Backups {
 
     /// Takes the files and the row of a backup away that is being deleted.
     pub(super) fn delete_files(&self, backup: &Backup) -> Result<(), Failure> {
+        // Its copies go first: as long as the row is there, everybody knows of them.
+        for copy in self.catalog.copies(Some(&backup.id))? {
+            if let Some(repository) = self.catalog.repository(&copy.repository_id)? {
+                let (root, _) = Root::open(repository.path.as_ref())?;
+                for disk in &backup.disks {
+                    remove(&root.files_at(&disk.path)?)?;
+                }
+            }
+        }
         let root = self.root_of(backup)?;
         for disk in &backup.disks {
             remove(&root.files_at(&disk.path)?)?;
@@ -220,7 +232,8 @@ impl Backups {
                 repository_id: Some(repository.id.clone()),
                 ..BackupFilter::default()
             })?;
-            compare(&repository, &found, &rows, &mut findings);
+            let copied = self.copied_into(&repository.id)?;
+            compare(&repository, &found, &rows, &copied, &mut findings);
             let unfinished = |finding: &Finding| {
                 let name = finding.path.file_name().unwrap_or_default().to_string_lossy();
                 rows.iter().any(|row| row.state.is_running() && name.starts_with(&row.id))
@@ -237,6 +250,7 @@ fn compare(
     repository: &Repository,
     found: &[FoundBackup],
     rows: &[Backup],
+    copied: &[String],
     findings: &mut Vec<String>,
 ) {
     let name = &repository.name;
@@ -246,6 +260,7 @@ fn compare(
     for backup in found {
         let id = id(backup);
         match rows.iter().find(|row| row.id == id) {
+            None if copied.contains(&id) => {}
             None => findings.push(format!("{id} in repository '{name}' is not in the catalog")),
             Some(row) => {
                 for disk in &row.disks {
@@ -264,9 +279,10 @@ fn compare(
             }
         }
     }
-    for row in rows.iter().filter(|row| row.state == BackupState::Completed) {
-        if !found.iter().any(|backup| id(backup) == row.id) {
-            findings.push(format!("{} is in the catalog, not in repository '{name}'", row.id));
+    let completed = rows.iter().filter(|row| row.state == BackupState::Completed);
+    for expected in completed.map(|row| &row.id).chain(copied) {
+        if !found.iter().any(|backup| id(backup) == *expected) {
+            findings.push(format!("{expected} is in the catalog, not in repository '{name}'"));
         }
     }
 }

@@ -9,6 +9,7 @@
 //! goes with it: open images, exports, signs of life. Whoever changes a backup holds its turn.
 
 mod callbacks;
+mod copies;
 mod end;
 mod error;
 mod launch;
@@ -17,6 +18,7 @@ mod plan;
 mod receive;
 mod received;
 mod recover;
+mod retention;
 mod running;
 mod service;
 mod settings;
@@ -28,8 +30,9 @@ pub use callbacks::{ChangeId, Telemetry};
 pub use error::{Failure, FailureKind};
 pub use library::ImportReport;
 pub use plan::{DiskPlan, Plan, Request};
+pub use retention::expired;
 pub use running::Progress;
 pub use service::Backups;
 pub use settings::Settings;
 pub use verify::MergedChecksums;
-pub use watch::{dispatch, watch};
+pub use watch::{dispatch, keep, watch};

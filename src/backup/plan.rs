@@ -117,7 +117,7 @@ impl Backups {
         Ok(plan)
     }
 
-    fn choose_repository(&self, key: Option<&str>) -> Result<Repository, Failure> {
+    pub(super) fn choose_repository(&self, key: Option<&str>) -> Result<Repository, Failure> {
         let found = match key.filter(|key| !key.is_empty()) {
             Some(key) => self
                 .catalog

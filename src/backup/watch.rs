@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::running::Running;
 use super::service::Backups;
@@ -12,6 +12,8 @@ use crate::model::{BackupState, DiskState};
 
 /// Time between two looks.
 const TICK: Duration = Duration::from_millis(500);
+/// Time between two applications of policies.
+const POLICIES: Duration = Duration::from_secs(3600);
 /// Looks after which counters are written to the catalog, where they changed.
 const PERSIST: u64 = 10;
 
@@ -21,6 +23,20 @@ pub fn watch(backups: &Backups, stop: &Receiver<()>) {
     while stop.recv_timeout(TICK) == Err(RecvTimeoutError::Timeout) {
         tick += 1;
         backups.look(tick % PERSIST == 0);
+    }
+}
+
+/// Makes copies that are asked for, and does what policies say, until `stop` is hung up.
+pub fn keep(backups: &Backups, stop: &Receiver<()>) {
+    let mut since = Instant::now();
+    while stop.recv_timeout(TICK) == Err(RecvTimeoutError::Timeout) {
+        backups.make_copies();
+        if since.elapsed() >= POLICIES {
+            since = Instant::now();
+            if let Err(failure) = backups.apply_policies(false, "hub") {
+                tracing::error!(%failure, "policies cannot be applied");
+            }
+        }
     }
 }
 

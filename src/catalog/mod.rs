@@ -5,8 +5,10 @@
 //! for the disk; none of them is made on an async thread.
 
 mod access;
+mod backup_rows;
 mod backups;
 mod chains;
+mod copies;
 mod exports;
 mod leases;
 mod repositories;
@@ -14,10 +16,12 @@ mod schema;
 mod vms;
 
 pub use access::{Credential, Event, Token};
-pub use backups::{Backup, BackupFilter, DiskBackup, NewBackup};
+pub use backup_rows::{Backup, DiskBackup};
+pub use backups::BackupFilter;
 pub use chains::Chain;
+pub use copies::Copy;
 pub use exports::{ExportRow, PortAllocation};
-pub use repositories::{Policy, Repository};
+pub use repositories::{CopyMode, CopyRule, Policy, Repository};
 pub use vms::{Vm, VmDisk};
 
 use std::path::Path;
@@ -27,7 +31,7 @@ use std::time::Duration;
 use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSql, ToSqlOutput, ValueRef};
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 
-use crate::model::{BackupState, BackupType, DiskState, Role, Timestamp};
+use crate::model::{BackupState, BackupType, CopyState, DiskState, Role, Timestamp};
 
 /// Time to wait for another process that has the file locked.
 const BUSY: Duration = Duration::from_secs(5);
@@ -170,7 +174,7 @@ macro_rules! word_columns {
     )*};
 }
 
-word_columns!(BackupState, BackupType, DiskState, Role);
+word_columns!(BackupState, BackupType, CopyState, DiskState, Role);
 
 #[cfg(test)]
 mod tests {

@@ -1,6 +1,7 @@
 //! Repositories and policies.
 
 use rusqlite::{Row, params};
+use serde::{Deserialize, Serialize};
 
 use super::{Catalog, Result, conflict};
 use crate::model::{Timestamp, new_id};
@@ -41,10 +42,45 @@ pub struct Policy {
     pub primary_repository_id: String,
     /// Days for which backups are kept.
     pub retention_days: u32,
-    /// Where copies go: as given, a JSON array.
-    pub copy_rules: serde_json::Value,
+    /// Where copies go.
+    pub copy_rules: Vec<CopyRule>,
     /// When it was made.
     pub created_at: Timestamp,
+}
+
+/// When a rule copies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum CopyMode {
+    /// Once a backup is complete.
+    Immediate,
+    /// At times of its own. Not possible yet.
+    Scheduled,
+    /// When somebody asks.
+    Manual,
+}
+
+/// Where backups of a policy are copied.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CopyRule {
+    /// Id or name of the repository.
+    pub destination_repository_id: String,
+    /// When.
+    pub copy_mode: CopyMode,
+    /// Rules with a lower number come first.
+    #[serde(default)]
+    pub priority: i32,
+    /// It is followed.
+    #[serde(default = "yes")]
+    pub enabled: bool,
+    /// Said for the record: every copy is verified.
+    #[serde(default = "yes")]
+    pub verify_after_copy: bool,
+}
+
+fn yes() -> bool {
+    true
 }
 
 impl Catalog {
@@ -151,7 +187,7 @@ impl Catalog {
                     policy.enabled,
                     policy.primary_repository_id,
                     policy.retention_days,
-                    policy.copy_rules.to_string(),
+                    serde_json::to_string(&policy.copy_rules).unwrap_or_else(|_| "[]".into()),
                     policy.created_at
                 ],
             )
@@ -181,7 +217,7 @@ impl Catalog {
                     enabled: row.get(2)?,
                     primary_repository_id: row.get(3)?,
                     retention_days: row.get(4)?,
-                    copy_rules: json(&row.get::<_, String>(5)?),
+                    copy_rules: serde_json::from_str(&row.get::<_, String>(5)?).unwrap_or_default(),
                     created_at: row.get(6)?,
                 })
             })?;

@@ -49,6 +49,20 @@ words! {
     }
 }
 
+words! {
+    /// The state of a copy of a restore point.
+    CopyState {
+        /// Waits for its turn.
+        Pending = "pending",
+        /// Being made.
+        Copying = "copying",
+        /// There, and verified.
+        Completed = "completed",
+        /// Not there; it can be asked for again.
+        Failed = "failed",
+    }
+}
+
 impl BackupState {
     /// Whether somebody works on it.
     pub fn is_running(self) -> bool {

@@ -5,8 +5,8 @@ use axum::body::{Body as HttpBody, Bytes};
 use axum::extract::{Path, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use serde::Deserialize;
-use utoipa::IntoParams;
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -18,9 +18,9 @@ use super::super::views::{
     BackupList, BackupResponse, BackupStats, ChainResponse, DiskList, Done, ListBackups,
     PlanResponse, StartBackup, StartQuery,
 };
-use crate::backup::{Backups, Failure, FailureKind, Request};
-use crate::catalog::BackupFilter;
-use crate::model::BackupState;
+use crate::backup::{Backups, Failure, Request};
+use crate::catalog::{BackupFilter, Copy};
+use crate::model::{BackupState, CopyState, Timestamp};
 
 /// Clusters whose checksums are sent at a time.
 const CHECKSUMS: u64 = 128 << 10;
@@ -255,31 +255,86 @@ async fn checksums(
     Ok((headers, HttpBody::from_stream(parts)).into_response())
 }
 
-/// Copies of a backup in other repositories: this version makes none.
+/// A copy of a restore point in another repository.
+#[derive(Debug, Serialize, ToSchema)]
+struct CopyView {
+    copy_id: String,
+    backup_id: String,
+    repository_id: String,
+    status: CopyState,
+    bytes_copied: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error_message: Option<String>,
+    #[schema(value_type = String)]
+    created_at: Timestamp,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    completed_at: Option<Timestamp>,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+struct CopyList {
+    copies: Vec<CopyView>,
+    total: usize,
+}
+
+/// Copies of a backup in other repositories.
 #[utoipa::path(get, path = "/backups/{id}/copies", tag = "backups", params(("id" = String, Path)),
-    responses((status = 200, description = "`{copies: [], total: 0}`")))]
+    responses((status = 200, body = CopyList)))]
 async fn copies(
     _viewer: Viewer,
     State(api): State<Api>,
     Path(id): Path<String>,
-) -> ApiResult<Json<serde_json::Value>> {
-    api.blocking(move |backups| backups.backup(&id)).await?;
-    Ok(Json(serde_json::json!({"copies": [], "total": 0})))
+) -> ApiResult<Json<CopyList>> {
+    let found = api.blocking(move |backups| {
+        backups.backup(&id)?;
+        Ok(backups.catalog().copies(Some(&id))?)
+    });
+    let view = |copy: Copy| CopyView {
+        copy_id: copy.id,
+        backup_id: copy.backup_id,
+        repository_id: copy.repository_id,
+        status: copy.state,
+        bytes_copied: copy.bytes_copied,
+        error_message: copy.error,
+        created_at: copy.created_at,
+        completed_at: copy.completed_at,
+    };
+    let copies: Vec<_> = found.await?.into_iter().map(view).collect();
+    Ok(Json(CopyList { total: copies.len(), copies }))
 }
 
-/// Copies a backup: refused, rather than left pending for ever.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct AskForCopy {
+    /// Id or name of the repository.
+    repository_id: String,
+}
+
+/// That a copy is asked for.
+#[derive(Debug, Serialize, ToSchema)]
+struct CopyAsked {
+    message: String,
+    copy_id: String,
+    status: CopyState,
+}
+
+/// Copies a restore point, with all that it builds on, into another repository, and verifies it
+/// there. A copy that failed is tried again by asking again.
 #[utoipa::path(post, path = "/backups/{id}/copy", tag = "backups", params(("id" = String, Path)),
-    responses((status = 501, description = "this version makes no copies")))]
+    request_body = AskForCopy, responses((status = 201, body = CopyAsked)))]
 async fn copy(
-    _operator: Operator,
+    Operator(caller): Operator,
     State(api): State<Api>,
     Path(id): Path<String>,
-) -> ApiResult<Response> {
-    api.blocking(move |backups| backups.backup(&id)).await?;
-    let text = "this version makes no copies between repositories";
-    let next = "copy the repository's directory, and import it into another hub";
-    let failure = Failure::new(FailureKind::Unprocessable, text, next);
-    Ok((StatusCode::NOT_IMPLEMENTED, super::super::error::body(&failure)).into_response())
+    Body(body): Body<AskForCopy>,
+) -> ApiResult<(StatusCode, Json<CopyAsked>)> {
+    let asked = api
+        .blocking(move |backups| backups.ask_for_copy(&id, &body.repository_id, &caller.name))
+        .await?;
+    let message = "the copy will be made".to_owned();
+    let answer = CopyAsked { message, copy_id: asked.id, status: asked.state };
+    Ok((StatusCode::CREATED, Json(answer)))
 }
 
 #[derive(Debug, Deserialize, IntoParams)]

@@ -6,16 +6,16 @@ use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
+use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::super::Api;
 use super::super::auth::{Admin, Operator, Viewer};
-use super::super::error::{ApiResult, Body};
+use super::super::error::{ApiResult, Body, Query};
 use super::super::views::{Done, NewRepository, PolicyView, RepositoryView, StorageView};
 use crate::backup::{Backups, Failure, FailureKind};
-use crate::catalog::{BackupFilter, Policy, Repository};
+use crate::catalog::{BackupFilter, CopyMode, Policy, Repository};
 use crate::model::{Timestamp, new_id};
 use crate::repository::{Root, Space};
 
@@ -33,6 +33,7 @@ pub(super) fn router() -> OpenApiRouter<Api> {
         .routes(routes!(remove))
         .routes(routes!(add_policy, list_policies))
         .routes(routes!(remove_policy))
+        .routes(routes!(apply_policies))
 }
 
 #[derive(Debug, Serialize, ToSchema)]
@@ -241,13 +242,24 @@ async fn add_policy(
 ) -> ApiResult<(StatusCode, Json<PolicyView>)> {
     let added = api.blocking(move |backups| {
         let repository = find(backups, &new.primary_repository_id)?;
+        for rule in &new.copy_rules {
+            if find(backups, &rule.destination_repository_id)?.id == repository.id {
+                let text = "a copy rule names the policy's own repository";
+                return Err(Failure::new(FailureKind::Invalid, text, "name another one"));
+            }
+            if rule.copy_mode == CopyMode::Scheduled {
+                let text = "copies at times of their own are not possible";
+                let next = "use copy_mode immediate, or manual and POST /backups/{id}/copy";
+                return Err(Failure::new(FailureKind::Unprocessable, text, next));
+            }
+        }
         let mut policy = Policy {
             id: String::new(),
             name: new.name,
             enabled: new.enabled,
             primary_repository_id: repository.id,
             retention_days: new.retention_days,
-            copy_rules: new.copy_rules.into(),
+            copy_rules: new.copy_rules,
             created_at: Timestamp::now(),
         };
         policy.id = backups.catalog().add_policy(&policy)?;
@@ -282,4 +294,30 @@ async fn remove_policy(
     })
     .await?;
     Ok(Json(Done::new("the policy is removed; its backups stay")))
+}
+
+#[derive(Debug, Deserialize, IntoParams)]
+struct ApplyQuery {
+    /// Tell what would be deleted, and delete nothing.
+    #[serde(default)]
+    dry_run: bool,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+struct Applied {
+    /// Ids of the backups that were, or would be, deleted.
+    deleted: Vec<String>,
+}
+
+/// Deletes what no policy keeps any more, as the hub does every hour.
+#[utoipa::path(post, path = "/policies/apply", tag = "policies", params(ApplyQuery),
+    responses((status = 200, body = Applied)))]
+async fn apply_policies(
+    Admin(caller): Admin,
+    State(api): State<Api>,
+    Query(query): Query<ApplyQuery>,
+) -> ApiResult<Json<Applied>> {
+    let deleted =
+        api.blocking(move |backups| backups.apply_policies(query.dry_run, &caller.name)).await?;
+    Ok(Json(Applied { deleted }))
 }

@@ -116,6 +116,19 @@ CREATE TABLE chains (
     UNIQUE (full_backup_id, disk_id)
 ) STRICT;
 
+-- Restore points in other repositories, with all that they build on.
+CREATE TABLE backup_copies (
+    id            TEXT PRIMARY KEY,
+    backup_id     TEXT NOT NULL REFERENCES backups(id) ON DELETE CASCADE,
+    repository_id TEXT NOT NULL REFERENCES repositories(id),
+    state         TEXT NOT NULL CHECK (state IN ('pending', 'copying', 'completed', 'failed')),
+    error         TEXT,
+    bytes_copied  INTEGER NOT NULL DEFAULT 0,
+    created_at    TEXT NOT NULL,
+    completed_at  TEXT,
+    UNIQUE (backup_id, repository_id)
+) STRICT;
+
 -- Exports that an operator added; those of backups are in disk_backups.
 CREATE TABLE exports (
     name            TEXT PRIMARY KEY,
