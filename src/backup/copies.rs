@@ -36,7 +36,8 @@ impl Backups {
         Ok(copy)
     }
 
-    /// Asks for the copies that the policy of a completed backup wants at once.
+    /// Asks for the copies that the policy of a completed backup wants at once, and that are not
+    /// there; those that failed again.
     pub(super) fn copy_by_policy(&self, backup: &Backup) {
         let Some(id) = &backup.policy_id else { return };
         let Ok(policies) = self.catalog.policies() else { return };
@@ -47,8 +48,17 @@ impl Backups {
             .filter(|rule| rule.enabled && rule.copy_mode == CopyMode::Immediate)
             .collect();
         rules.sort_by_key(|rule| rule.priority);
+        let there = self.catalog.copies(Some(&backup.id)).unwrap_or_default();
         for rule in rules {
             let to = &rule.destination_repository_id;
+            let known = self.catalog.repository(to).ok().flatten();
+            let made = |copy: &Copy| {
+                copy.state != CopyState::Failed
+                    && known.as_ref().is_some_and(|repository| repository.id == copy.repository_id)
+            };
+            if there.iter().any(made) {
+                continue;
+            }
             if let Err(failure) = self.ask_for_copy(&backup.id, to, "policy") {
                 self.record("hub", "copy.failed", &backup.id, &failure.to_string());
             }

@@ -41,7 +41,8 @@ pub fn expired(backups: &[Backup], policies: &[Policy], now: Timestamp) -> Vec<B
 }
 
 impl Backups {
-    /// Deletes what the policies do not keep any more, or tells what would be deleted.
+    /// Deletes what the policies do not keep any more, or tells what would be deleted; asks for the
+    /// copies that they want and that are not there.
     ///
     /// # Errors
     /// When the catalog cannot be read. What cannot be deleted is told by an event and stays.
@@ -51,6 +52,10 @@ impl Backups {
         if dry_run {
             return Ok(gone);
         }
+        // Copies that a crash or a failure kept from being made.
+        let kept =
+            |backup: &&Backup| backup.state == BackupState::Completed && !gone.contains(&backup.id);
+        all.iter().filter(kept).for_each(|backup| self.copy_by_policy(backup));
         let mut deleted = Vec::new();
         for id in gone {
             match self.delete(&id, actor) {

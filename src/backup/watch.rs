@@ -28,11 +28,11 @@ pub fn watch(backups: &Backups, stop: &Receiver<()>) {
 
 /// Makes copies that are asked for, and does what policies say, until `stop` is hung up.
 pub fn keep(backups: &Backups, stop: &Receiver<()>) {
-    let mut since = Instant::now();
+    let mut applied: Option<Instant> = None;
     while stop.recv_timeout(TICK) == Err(RecvTimeoutError::Timeout) {
         backups.make_copies();
-        if since.elapsed() >= POLICIES {
-            since = Instant::now();
+        if applied.is_none_or(|at| at.elapsed() >= POLICIES) {
+            applied = Some(Instant::now());
             if let Err(failure) = backups.apply_policies(false, "hub") {
                 tracing::error!(%failure, "policies cannot be applied");
             }

@@ -26,10 +26,23 @@ pub(super) enum BackupCommand {
     Delete(OfBackup),
     /// Read all that a backup stores, and compare it with its checksums
     Verify(OfBackup),
+    /// Copy a backup, with all that it builds on, into another repository
+    Copy(CopyArguments),
+    /// List the copies of a backup
+    Copies(OfBackup),
     /// Show what the newest restore point of a disk consists of
     Chain(ChainArguments),
     /// Watch a backup until it has ended; the exit code is 0 only if it completed
     Watch(OfBackup),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct CopyArguments {
+    /// Id of the backup
+    id: String,
+    /// Id or name of the repository
+    #[arg(long, value_name = "REPOSITORY")]
+    to: String,
 }
 
 #[derive(Debug, Subcommand)]
@@ -155,6 +168,20 @@ pub(super) fn run(context: &Context, command: BackupCommand) -> CtlResult<u8> {
             out.note("reading all that the backup stores");
             let verified = api.post(&of(&backup.id, "/verify"), &json!({}), LONG)?;
             out.done(&verified, || message(&verified))?;
+        }
+        BackupCommand::Copy(arguments) => {
+            let body = json!({"repository_id": arguments.to});
+            let asked = api.post(&of(&arguments.id, "/copy"), &body, LONG)?;
+            out.done(&asked, || message(&asked))?;
+        }
+        BackupCommand::Copies(backup) => {
+            let found = api.get(&of(&backup.id, "/copies"))?;
+            out.show(&found, || {
+                let keys = ["copy_id", "repository_id", "status", "error_message"];
+                let row = |copy: &Value| keys.iter().map(|key| word(copy, key)).collect();
+                let rows: Vec<Vec<String>> = each(&found, "copies").map(row).collect();
+                table(&["COPY", "REPOSITORY", "STATUS", "ERROR"], &rows)
+            })?;
         }
         BackupCommand::Chain(arguments) => {
             let number = arguments.disk.to_string();

@@ -15,10 +15,27 @@ use super::{Cli, Context};
 pub(super) enum PolicyCommand {
     /// List the policies
     List,
+    /// Delete what no policy keeps any more, as the hub does every hour
+    Apply(ApplyArguments),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ApplyArguments {
+    /// Tell what would be deleted, and delete nothing
+    #[arg(long)]
+    dry_run: bool,
 }
 
 pub(super) fn policy(context: &Context, command: &PolicyCommand) -> CtlResult<u8> {
-    let PolicyCommand::List = command;
+    if let PolicyCommand::Apply(ApplyArguments { dry_run }) = command {
+        let path = format!("/policies/apply?dry_run={dry_run}");
+        let applied = context.api.post(&path, &json!({}), LONG)?;
+        context.out.show(&applied, || {
+            let ids = applied["deleted"].as_array().into_iter().flatten();
+            ids.filter_map(Value::as_str).collect::<Vec<_>>().join("\n")
+        })?;
+        return Ok(OK);
+    }
     let list = context.api.get("/policies")?;
     context.out.show(&list, || {
         let keys = ["id", "name", "enabled", "primary_repository_id", "retention_days"];
