@@ -8,6 +8,7 @@ import time
 from contextlib import contextmanager
 
 import contenders as c
+from hub import Hub
 
 GIB = 1 << 30
 MIB = 1 << 20
@@ -406,6 +407,26 @@ def tunnel(bench, row):
         daemon.wait()
 
 
+def backup(bench, row):
+    """From request to restore point: sealed, checksummed, checked."""
+    for name in ("ours, export only", "qemu-nbd"):
+        plain = "ours" if name.startswith("ours") else name
+        with bench.serving(fresh(bench, plain, {})) as server:
+            seconds = copy_in(bench.source, server.uri)
+            bench.results.add(row, "full", name, bench.gib / seconds, "GiB/s", server, bench.gib)
+    with bench.serving(Hub(c.HUB, bench.directory / "hub")) as hub:
+        disks = [{"disk_id": 0, "capacity_bytes": bench.size}]
+        hub.ask("PUT", "vms/vm", {"disks": disks})
+        for case, kind in (("full", "full"),
+                           ("everything again, as an incremental", "incremental")):
+            start = time.monotonic()
+            identity, uri = hub.begin(kind)
+            copy_in(bench.source, uri)
+            hub.complete(identity)
+            seconds = time.monotonic() - start
+            bench.results.add(row, case, "ours", bench.gib / seconds, "GiB/s", hub, bench.gib)
+
+
 ROWS = {
     "ingest": ("Full ingest over TCP", ingest,
                "A fresh QCOW2 image, `nbdcopy` with 1 MiB requests over loopback, ending with a "
@@ -418,6 +439,9 @@ ROWS = {
     "incremental": ("Incrementals on chains", incremental,
                     "A quarter of the disk in random 64 KiB writes into a fresh overlay, flushed."),
     "restore": ("Restore from chains", restore, "Read-only exports; `nbdcopy` to nothing, `fio`."),
+    "backup": ("A whole backup", backup,
+               "From the request to the restore point: with checksums, sealed, checked, in the "
+               "catalog. The others end with a flush of the image."),
     "zeroes": ("Zeroes", zeroes, "Time in proportion to data, not to the disk's size."),
     "opening": ("Opening a chain of 30 images of 1 TiB", opening,
                 "A fifth of each is allocated; a byte that no image has, so all are asked."),

@@ -39,6 +39,8 @@ const FIRST_TOKEN: &str = "first-admin";
 const EVENTS: u32 = 100_000;
 /// Time between two looks at exports of restore points.
 const RESTORES: Duration = Duration::from_secs(1);
+/// Time that a thread which looks after backups has to finish what it is at.
+const THREADS_END: Duration = Duration::from_secs(3);
 /// Time that requests of the API have to finish when the hub ends.
 const API_END: Duration = Duration::from_secs(3);
 
@@ -284,8 +286,10 @@ impl Hub {
     pub async fn stop(mut self) -> bool {
         for (stop, thread) in self.watching.drain(..) {
             drop(stop);
-            // It may be in the middle of a look.
-            let _ = tokio::task::spawn_blocking(move || thread.join()).await;
+            // It may be in the middle of something; what a copy has not done is done at the next
+            // start.
+            let ended = tokio::task::spawn_blocking(move || thread.join());
+            let _ = tokio::time::timeout(THREADS_END, ended).await;
         }
         let _ = self.end_doors.send(true);
         for door in &mut self.doors {

@@ -2,6 +2,8 @@
 
 use std::io::{self, Write};
 
+pub(super) use crate::model::format_size as size;
+
 use serde::Serialize;
 
 /// A sentence on standard error.
@@ -25,19 +27,6 @@ pub(super) fn line(text: &str) -> Result<(), String> {
 pub(super) fn json(value: &impl Serialize) -> Result<(), String> {
     let text = serde_json::to_string_pretty(value).map_err(|e| e.to_string())?;
     line(&text)
-}
-
-/// Bytes for people: three digits and a binary unit.
-#[allow(clippy::cast_precision_loss, reason = "three digits are shown")]
-pub(super) fn size(bytes: u64) -> String {
-    let units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
-    let mut value = bytes as f64;
-    let mut unit = 0;
-    while value >= 1024.0 && unit + 1 < units.len() {
-        value /= 1024.0;
-        unit += 1;
-    }
-    if unit == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", units[unit]) }
 }
 
 #[cfg(test)]

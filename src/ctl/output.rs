@@ -2,6 +2,8 @@
 
 use std::io::{self, Write};
 
+pub(super) use crate::model::format_size as size;
+
 use serde_json::Value;
 
 use super::error::{CtlError, CtlResult};
@@ -92,19 +94,6 @@ pub(super) fn time(value: &Value, key: &str) -> String {
 /// The members of an array.
 pub(super) fn each<'a>(value: &'a Value, key: &str) -> impl Iterator<Item = &'a Value> {
     value[key].as_array().into_iter().flatten()
-}
-
-/// Bytes for people: three digits and a binary unit.
-#[allow(clippy::cast_precision_loss, reason = "three digits are shown")]
-pub(super) fn size(bytes: u64) -> String {
-    let units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
-    let mut value = bytes as f64;
-    let mut unit = 0;
-    while value >= 1024.0 && unit + 1 < units.len() {
-        value /= 1024.0;
-        unit += 1;
-    }
-    if unit == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", units[unit]) }
 }
 
 /// Rows under their titles, in columns as wide as need be.

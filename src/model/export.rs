@@ -144,6 +144,19 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
         .ok_or_else(|| format!("'{text}' is no size such as 512M or 10G"))
 }
 
+/// Bytes for people: three digits and a binary unit.
+#[allow(clippy::cast_precision_loss, reason = "three digits are shown")]
+pub fn format_size(bytes: u64) -> String {
+    let units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+    let mut value = bytes as f64;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < units.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    if unit == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", units[unit]) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -157,6 +170,15 @@ mod tests {
         }
         for text in ["", "G", "1.5G", "-1", "1X", "99999999E"] {
             assert!(parse_size(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn sizes_are_told_with_three_digits_or_so() {
+        for (size, text) in
+            [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (10 << 30, "10.0 GiB")]
+        {
+            assert_eq!(format_size(size), text);
         }
     }
 

@@ -8,7 +8,7 @@ mod time;
 mod words;
 
 pub use backup::{BackupState, BackupType, CopyState, DiskState};
-pub use export::{ExportSpec, Format, Source, parse_size, validate_export_name};
+pub use export::{ExportSpec, Format, Source, format_size, parse_size, validate_export_name};
 pub use id::{
     BackupId, VmId, backup_id, export_alias, export_name, new_id, random_hex, slug, vm_id,
 };
