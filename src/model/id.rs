@@ -18,7 +18,8 @@ const RANDOM: usize = 4;
 /// Bytes of a hash that stands for what a name lost.
 const HASH: usize = 4;
 
-fn hex(bytes: &[u8]) -> String {
+/// Bytes as hexadecimal digits.
+pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 

@@ -13,6 +13,7 @@ use sha2::{Digest, Sha256};
 
 use super::{Result, failed, invalid};
 use crate::checksum::{Checksum, LENGTH};
+use crate::model::hex;
 
 /// First bytes of the file.
 const MAGIC: [u8; 8] = *b"SNDSUMS\x01";
@@ -161,8 +162,7 @@ impl Checksums {
             }
             from = to;
         }
-        let hash = hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-        Ok((hash, stored))
+        Ok((hex(&hasher.finalize()), stored))
     }
 
     /// Makes everything durable.

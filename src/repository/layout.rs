@@ -138,11 +138,6 @@ impl Root {
     }
 }
 
-/// The path of an image relative to its repository.
-pub(super) fn image_path(vm: &str, disk: u32, backup: &str) -> String {
-    format!("{vm}/disk-{disk}/{backup}.qcow2")
-}
-
 /// The files of one disk of one backup.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DiskFiles {
@@ -154,7 +149,7 @@ pub struct DiskFiles {
 impl DiskFiles {
     /// Path of the image relative to the repository.
     pub fn relative(vm: &str, disk: u32, backup: &str) -> String {
-        image_path(vm, disk, backup)
+        format!("{vm}/disk-{disk}/{backup}.qcow2")
     }
 
     fn named(&self, ending: &str) -> PathBuf {

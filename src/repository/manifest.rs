@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 
 use super::layout::write_durably;
 use super::{Result, failed, invalid};
-use crate::model::{BackupId, BackupType, Timestamp, VmId};
+use crate::model::{BackupId, BackupType, Timestamp, VmId, hex};
 
 /// What the file calls itself.
 const FORMAT: &str = "sendense-manifest";
@@ -113,7 +113,7 @@ struct Envelope<'a> {
 
 /// SHA-256 as hexadecimal digits.
 pub(super) fn sha256(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+    hex(&Sha256::digest(bytes))
 }
 
 impl Manifest {
