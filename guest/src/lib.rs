@@ -20,6 +20,7 @@ pub mod adapter;
 mod error;
 pub mod fs;
 pub mod source;
+pub mod tree;
 mod volumes;
 
 pub use error::{Error, ErrorKind, Result};
@@ -27,4 +28,5 @@ pub use fs::{
     About, Attributes, Cursor, Entry, FileSystem, FileType, Node, Page, Piece, Place, Status, Time,
 };
 pub use source::{DiskRange, Slice, Source};
+pub use tree::Tree;
 pub use volumes::{Guest, Volume, VolumeAbout};
