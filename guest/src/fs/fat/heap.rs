@@ -83,11 +83,6 @@ impl Heap {
         }
     }
 
-    /// The table.
-    pub(crate) fn table(&self) -> &Table {
-        &self.table
-    }
-
     /// Bytes of a cluster.
     pub(crate) fn cluster(&self) -> u64 {
         self.cluster
