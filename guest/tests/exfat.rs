@@ -76,8 +76,12 @@ fn mutated_volumes_never_panic_or_hang() {
             fs::write(at.join(format!("a/a long name {index}")), noise(9, 3000)).unwrap();
         }
     });
-    // The tables begin at some place within the first MiB, and the clusters after them.
-    mutate(&image, &[106..108, 1 << 20..(1 << 20) + 60_000, 2 << 20..(2 << 20) + 200_000], 300);
+    let mut boot = [0; 512];
+    disk(&image).read_at(&mut boot, 0).unwrap();
+    let sector =
+        |at: usize| u64::from(u32::from_le_bytes(boot[at..at + 4].try_into().unwrap())) * 512;
+    let (table, heap) = (sector(80), sector(88));
+    mutate(&image, &[106..110, table..table + 3000, heap..heap + 60_000], 300);
 }
 
 /// Walks everything within bounds; what fails, fails.
