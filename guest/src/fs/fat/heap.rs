@@ -184,7 +184,7 @@ impl Heap {
         let (mut remembered, mut since, mut window) = (first, 0_u64, 1_u64);
         for step in 0..most * 4 + 4 {
             if step < most {
-                if clusters % stride == 0 {
+                if clusters.is_multiple_of(stride) {
                     marks.push(cluster);
                 }
                 clusters += 1;

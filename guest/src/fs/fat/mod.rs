@@ -112,7 +112,8 @@ impl Fat {
             RootPlace::Fixed { start, length } => (start..start + length).contains(&node.0),
             RootPlace::Chain(_) => false,
         };
-        let slot = match node.0 % heap::SLOT == 0 && (fixed || self.heap.cluster_at(node.0).is_ok())
+        let slot = match node.0.is_multiple_of(heap::SLOT)
+            && (fixed || self.heap.cluster_at(node.0).is_ok())
         {
             true => self.heap.slot(node.0)?,
             false => return Err(no_entry(node)),

@@ -128,7 +128,7 @@ impl Walker<'_> {
             Error::corrupt(format!("the allocation table ends before entry {entry:#x}"))
         })?;
         Ok(match width {
-            Width::Fat12 if entry % 2 == 0 => u32::from(u16_at(bytes, 0) & 0xfff),
+            Width::Fat12 if entry.is_multiple_of(2) => u32::from(u16_at(bytes, 0) & 0xfff),
             Width::Fat12 => u32::from(u16_at(bytes, 0) >> 4),
             Width::Fat16 => u32::from(u16_at(bytes, 0)),
             Width::Fat32 => u32_at(bytes, 0) & 0x0fff_ffff,

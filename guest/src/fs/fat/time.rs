@@ -36,7 +36,8 @@ mod tests {
     #[test]
     fn times_are_as_the_calendar_has_them() {
         let at = |y: u16, m: u16, d: u16, h: u16, min: u16, s: u16, hundredths| {
-            let found = time((y - 1980) << 9 | m << 5 | d, h << 11 | min << 5 | s / 2, hundredths);
+            let found =
+                time((y - 1980) << 9 | m << 5 | d, h << 11 | min << 5 | (s / 2), hundredths);
             found.map(|t| (t.seconds, t.nanoseconds))
         };
         assert_eq!(at(1980, 1, 1, 0, 0, 0, 0), Some((315_532_800, 0)));
