@@ -19,6 +19,7 @@
 pub mod adapter;
 mod error;
 pub mod fs;
+pub mod local;
 #[cfg(any(test, feature = "test-util"))]
 pub mod memory;
 pub mod path;
