@@ -17,12 +17,18 @@
 //! * Calls take `&self` and may come from several threads.
 
 pub mod adapter;
+mod bytes;
+mod crc;
 mod error;
 pub mod fs;
+mod guarded;
+mod lvm;
 #[cfg(any(test, feature = "test-util"))]
 pub mod memory;
 pub mod path;
+mod recognise;
 pub mod source;
+mod tables;
 mod volumes;
 
 pub use error::{Error, ErrorKind, Result};
@@ -30,4 +36,4 @@ pub use fs::{
     About, Attributes, Cursor, Entry, FileSystem, FileType, Node, Page, Piece, Place, Status, Time,
 };
 pub use source::{DiskRange, Slice, Source};
-pub use volumes::{Guest, Volume, VolumeAbout};
+pub use volumes::{DISKS_MAX, Guest, PARTITIONS_MAX, Volume, VolumeAbout};
