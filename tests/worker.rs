@@ -76,6 +76,8 @@ fn a_worker_can_read_what_it_has_open_and_use_memory_up_to_its_limit() {
         let held = enter();
         let mut file = vec![0_u8; 64 << 20];
         file.fill(1);
+        let caught = std::panic::catch_unwind(|| panic!("on purpose")).is_err();
+        assert!(caught);
         say(&format!("held {held:?} {}\n", file.iter().map(|b| u64::from(*b)).sum::<u64>()));
         let too_much = Vec::<u8>::new().try_reserve_exact(2 << 30).is_err();
         say(&format!("refused {too_much}\n"));
@@ -120,17 +122,17 @@ fn hub() -> Program {
 }
 
 /// An image of a disk without anything that is known.
-fn blank(directory: &Path) -> PathBuf {
+fn blank(directory: &Path) -> (u32, PathBuf) {
     let path = directory.join("disk.qcow2");
     qcow2::create(&path, &qcow2::CreateOptions::new(64 << 20)).unwrap();
-    path
+    (0, path)
 }
 
 #[test]
 fn a_worker_tells_what_is_on_its_disks_and_ends_with_its_hub_side() {
     let directory = tempfile::tempdir().unwrap();
     let image = blank(directory.path());
-    let worker = Worker::start(&hub(), &[image.clone(), image], &Limits::default()).unwrap();
+    let worker = Worker::start(&hub(), &[image.clone(), (7, image.1)], &Limits::default()).unwrap();
     assert!(worker.is_alive() && worker.memory() > 0);
     assert!(
         worker.volumes().iter().all(|volume| matches!(volume.status, guest::Status::Refused(_)))
@@ -167,17 +169,17 @@ fn an_image_that_is_missing_or_held_by_a_writer_starts_no_worker() {
     let directory = tempfile::tempdir().unwrap();
     let image = blank(directory.path());
     let nothing = directory.path().join("nothing");
-    assert!(Worker::start(&hub(), &[nothing], &Limits::default()).is_err());
-    let writer = qcow2::Image::open(&image, &qcow2::OpenOptions::new()).unwrap();
+    assert!(Worker::start(&hub(), &[(0, nothing)], &Limits::default()).is_err());
+    let writer = qcow2::Image::open(&image.1, &qcow2::OpenOptions::new()).unwrap();
     let error =
         Worker::start(&hub(), std::slice::from_ref(&image), &Limits::default()).err().unwrap();
     assert!(error.message.contains("in use"), "{error}");
     drop(writer);
     let worker = Worker::start(&hub(), std::slice::from_ref(&image), &Limits::default()).unwrap();
     // As long as it reads, nobody writes.
-    assert!(qcow2::Image::open(&image, &qcow2::OpenOptions::new()).is_err());
+    assert!(qcow2::Image::open(&image.1, &qcow2::OpenOptions::new()).is_err());
     drop(worker);
-    assert!(qcow2::Image::open(&image, &qcow2::OpenOptions::new()).is_ok());
+    assert!(qcow2::Image::open(&image.1, &qcow2::OpenOptions::new()).is_ok());
 }
 
 /// A worker that has been taken over: a script with the channel as its standard input.

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use guest::{Error, ErrorKind, Result, Tree, VolumeAbout};
 use serde::de::DeserializeOwned;
 
-use super::protocol::{Disks, FILES, FileAbout, Opened, Request, SENTENCE};
+use super::protocol::{Disk, Disks, FILES, FileAbout, Opened, Request, SENTENCE};
 use super::remote::RemoteTree;
 use super::{check, frames, spawner};
 
@@ -81,12 +81,12 @@ fn failed(what: &str) -> impl Fn(io::Error) -> Error {
 }
 
 impl Worker {
-    /// Starts a worker and opens `disks` in it, the top images of all disks of a machine.
+    /// Starts a worker and opens `disks` in it: numbers and top images of a machine's disks.
     ///
     /// # Errors
     /// `Io` where an image cannot be opened or the worker fails, with the reason.
-    pub fn start(program: &Program, disks: &[PathBuf], limits: &Limits) -> Result<Self> {
-        let chains = disks.iter().map(|image| open_chain(image)).collect::<Result<Vec<_>>>()?;
+    pub fn start(program: &Program, disks: &[(u32, PathBuf)], limits: &Limits) -> Result<Self> {
+        let chains = disks.iter().map(|disk| open_chain(&disk.1)).collect::<Result<Vec<_>>>()?;
         let files: Vec<_> = chains.iter().flatten().map(|file| &file.file).collect();
         if files.len() > FILES {
             let text = format!("the disks have {} files; {FILES} are the most", files.len());
@@ -96,7 +96,11 @@ impl Worker {
             path: file.path.as_os_str().as_bytes().to_vec(),
             name: file.name.clone(),
         };
-        let told = Disks(chains.iter().map(|chain| chain.iter().map(about).collect()).collect());
+        let disk = |((number, _), chain): (&(u32, PathBuf), &Vec<qcow2::ChainFile>)| Disk {
+            number: *number,
+            files: chain.iter().map(about).collect(),
+        };
+        let told = Disks(disks.iter().zip(&chains).map(disk).collect());
         let fds: Vec<_> = files.iter().map(|file| file.file().as_fd()).collect();
 
         let mut worker = Self::spawn(program, limits).map_err(failed("cannot start a worker"))?;

@@ -25,10 +25,17 @@ pub(super) struct FileAbout {
     pub(super) name: String,
 }
 
-/// The machine's disks, each with its chain from the top down. The files' descriptors follow, in the
-/// same order.
+/// A disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Disk {
+    pub(super) number: u32,
+    /// Its chain, from the top down.
+    pub(super) files: Vec<FileAbout>,
+}
+
+/// The machine's disks. The descriptors of all files follow, in the same order.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Disks(pub(super) Vec<Vec<FileAbout>>);
+pub(super) struct Disks(pub(super) Vec<Disk>);
 
 /// What was found on them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

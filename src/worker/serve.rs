@@ -21,6 +21,8 @@ const SEQUENTIAL: u32 = 2;
 /// What the sandbox needs and is not there; a hub that does not keep to the protocol.
 pub fn serve(memory: u64, parent: u32) -> io::Result<()> {
     let channel = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
+    // Whoever fails again and again does not wait for somebody to read it.
+    rustix::io::ioctl_fionbio(io::stderr(), true)?;
     let sandbox = sandbox::enter(memory, parent, &[channel.as_raw_fd()])?;
     match answer(&channel, sandbox) {
         // The hub closed the channel.
@@ -37,7 +39,7 @@ fn answer(channel: &UnixStream, sandbox: Sandbox) -> io::Result<()> {
         Err(error) => return frames::send(channel, &Err::<Opened, _>(error)),
     };
     let volumes = guest.volumes.iter().map(|volume| volume.about.clone()).collect();
-    let opened: Result<Opened> = Ok(Opened { sandbox, volumes, notes: Vec::new() });
+    let opened: Result<Opened> = Ok(Opened { sandbox, volumes, notes: guest.notes.clone() });
     frames::send(channel, &opened)?;
     let mut reader = Reader::default();
     loop {
@@ -77,20 +79,21 @@ fn answer(channel: &UnixStream, sandbox: Sandbox) -> io::Result<()> {
 /// Receives the disks and finds what is on them.
 fn open(channel: &UnixStream) -> io::Result<Result<Guest>> {
     let Disks(disks) = frames::receive(channel, None)?;
-    let count = disks.iter().map(Vec::len).sum();
+    let count = disks.iter().map(|disk| disk.files.len()).sum();
     if count > FILES {
         return Err(io::Error::other(format!("{count} files; {FILES} are the most")));
     }
     let mut files = frames::receive_files(channel, count)?.into_iter();
     let mut sources = Vec::new();
-    for (number, chain) in (0..).zip(disks) {
-        let chain = chain.into_iter().zip(files.by_ref()).collect();
-        match disk::open(number, chain) {
-            Ok(source) => sources.push(source),
+    for disk in disks {
+        let number = usize::try_from(disk.number).unwrap_or(usize::MAX);
+        let chain = disk.files.into_iter().map_while(|about| Some((about, files.next()?)));
+        match disk::open(disk.number, chain.collect()) {
+            Ok(source) => sources.push((number, source)),
             Err(error) => return Ok(Err(error)),
         }
     }
-    Ok(Ok(Guest::open(&sources)))
+    Ok(Ok(Guest::open_numbered(&sources)))
 }
 
 fn reply<T: Serialize>(channel: &UnixStream, answer: Result<T>) -> io::Result<()> {
