@@ -19,7 +19,8 @@ const SIGSYS: i32 = 31;
 /// Runs the test `name` again, in a process of its own that does `deed`.
 fn again(name: &str, deed: &str) -> std::process::Output {
     let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args([name, "--exact", "--nocapture", "--test-threads=1"]).env(DEED, deed);
+    command.args([name, "--exact", "--nocapture", "--test-threads=1"]);
+    command.env_clear().env(DEED, deed);
     command.stdin(Stdio::null()).output().unwrap()
 }
 
