@@ -1,5 +1,5 @@
 //! Volumes of machines as foreign tools make them: partitions, volume groups, and what is not read.
-#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation, missing_docs, unreachable_pub)]
 
 mod support;
 
