@@ -2,16 +2,16 @@
 
 const TABLE: [u32; 256] = {
     let mut table = [0; 256];
-    let mut index = 0;
-    while index < 256 {
-        let mut value = index as u32;
+    let mut number: u32 = 0;
+    while number < 256 {
+        let mut value = number;
         let mut bit = 0;
         while bit < 8 {
             value = if value & 1 == 1 { value >> 1 ^ 0xedb8_8320 } else { value >> 1 };
             bit += 1;
         }
-        table[index] = value;
-        index += 1;
+        table[number as usize] = value;
+        number += 1;
     }
     table
 };

@@ -134,11 +134,12 @@ impl Search {
             guarded::call(|| format!("the table of disk {number}"), || tables::read(&**disk));
         match table {
             Ok(None) => self.spot(whole, None),
+            Ok(Some(table)) if table.doubtful && holds_something(&whole) => self.spot(whole, None),
             Ok(Some(table)) => {
                 let told = table.notes.iter().map(|note| format!("disk {number}: {note}"));
                 self.notes.extend(told);
                 if table.partitions.is_empty() {
-                    self.refuse(whole, "", "its partition table is empty".into());
+                    self.refuse(whole, "", "it has a partition table without partitions".into());
                 }
                 for partition in table.partitions {
                     self.partition(number, disk, &partition);
@@ -303,6 +304,15 @@ impl Search {
         }
         Guest { volumes, notes: self.notes }
     }
+}
+
+/// Whether there is something on a whole disk, whatever its table says.
+fn holds_something(spot: &Spot) -> bool {
+    let what = || spot.place.clone();
+    !matches!(guarded::call(what, || recognise::strong(&*spot.source)), Ok(None))
+        || !matches!(guarded::call(what, || lvm::member(&spot.source)), Ok(None))
+        || !guarded::call(what, || fs::open(&spot.source))
+            .is_err_and(|error| error.kind == ErrorKind::NotFound)
 }
 
 /// A name of letters that are fit for a path and that no other volume has.

@@ -274,3 +274,200 @@ fn segments(volume: &Section) -> impl Iterator<Item = &Section> {
         _ => None,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::crc;
+    use crate::source::MemoryDisk;
+
+    const AREA: usize = 4096;
+    const AREA_SIZE: usize = 16 << 10;
+    const IDS: [&str; 2] =
+        ["aaaaaa-aaaa-aaaa-aaaa-aaaa-aaaa-aaaaaa", "bbbbbb-bbbb-bbbb-bbbb-bbbb-bbbb-bbbbbb"];
+
+    fn put(bytes: &mut [u8], at: usize, what: &[u8]) {
+        bytes[at..at + what.len()].copy_from_slice(what);
+    }
+
+    /// A physical volume of 64 KiB whose text begins at `start` of its area.
+    fn pv(number: usize, text: &str, start: usize) -> Vec<u8> {
+        let sum = |bytes: &[u8]| crc::update(0xf597_a6cf, bytes).to_le_bytes();
+        let mut disk = vec![0; 64 << 10];
+        put(&mut disk, 512, b"LABELONE\x01\0\0\0\0\0\0\0\0\0\0\0\x20\0\0\0LVM2 001");
+        put(&mut disk, 512 + 32, IDS[number].replace('-', "").as_bytes());
+        let areas = [20_480, 0, 0, 0, AREA as u64, AREA_SIZE as u64];
+        for (index, word) in areas.iter().enumerate() {
+            put(&mut disk, 512 + 72 + 8 * index, &word.to_le_bytes());
+        }
+        let label = sum(&disk[532..1024]);
+        put(&mut disk, 512 + 16, &label);
+        put(&mut disk, AREA + 4, b" LVM2 x[5A%r0N*>\x01");
+        put(&mut disk, AREA + 24, &(AREA as u64).to_le_bytes());
+        put(&mut disk, AREA + 32, &(AREA_SIZE as u64).to_le_bytes());
+        put(&mut disk, AREA + 40, &(start as u64).to_le_bytes());
+        put(&mut disk, AREA + 48, &(text.len() as u64).to_le_bytes());
+        put(&mut disk, AREA + 56, &sum(text.as_bytes()));
+        let header = sum(&disk[AREA + 4..AREA + 512]);
+        put(&mut disk, AREA, &header);
+        for (index, byte) in text.bytes().enumerate() {
+            let at = start + index;
+            let at = if at < AREA_SIZE { at } else { at - AREA_SIZE + 512 };
+            disk[AREA + at] = byte;
+        }
+        disk
+    }
+
+    /// A group of two physical volumes with extents of 4 KiB.
+    fn group(sequence: u64, volumes: &str) -> String {
+        let pv = |number: usize| {
+            let id = IDS[number];
+            format!("pv{number} {{ id = \"{id}\" pe_start = 40 pe_count = 11 }}\n")
+        };
+        format!(
+            "vg {{ id = \"group\" seqno = {sequence} extent_size = 8\nphysical_volumes {{ {}{} }}\n\
+             logical_volumes {{ {volumes} }} }}\n",
+            pv(0),
+            pv(1)
+        )
+    }
+
+    fn lv(name: &str, kind: &str, more: &str) -> String {
+        format!(
+            "{name} {{ status = [\"READ\", \"VISIBLE\"] segment_count = 1 segment1 {{ start_extent = 0 \
+             extent_count = 2 type = \"{kind}\" {more} }} }}\n"
+        )
+    }
+
+    const LINEAR: &str = "stripe_count = 1 stripes = [ \"pv1\", 3 ]";
+    const STRIPED: &str = "stripe_count = 2 stripe_size = 2 stripes = [ \"pv0\", 1, \"pv1\", 0 ]";
+
+    fn member_of(disk: u32, bytes: Vec<u8>) -> Member {
+        let disk: Arc<dyn Source> = Arc::new(MemoryDisk { bytes, disk });
+        member(&disk).unwrap().unwrap()
+    }
+
+    fn both(text: &str) -> Assembly {
+        assemble(&[member_of(0, pv(0, text, 512)), member_of(1, pv(1, text, 512))])
+    }
+
+    fn refusal(assembly: &Assembly) -> &str {
+        &assembly.volumes[0].source.as_ref().err().unwrap().1
+    }
+
+    #[test]
+    fn linear_and_striped_volumes_lie_where_the_text_says() {
+        let text = group(1, &(lv("a", "striped", LINEAR) + &lv("b", "striped", STRIPED)));
+        let assembly = both(&text);
+        let mut found = Vec::new();
+        for volume in &assembly.volumes {
+            let source = volume.source.as_ref().ok().unwrap();
+            assert_eq!(source.size(), volume.size);
+            source.trace(0, 4096, &mut |r| found.push((r.disk, r.offset, r.length)));
+        }
+        let start = 20_480;
+        let row = [
+            (0, start + 4096, 1024),
+            (1, start, 1024),
+            (0, start + 5120, 1024),
+            (1, start + 1024, 1024),
+        ];
+        assert_eq!(found[0], (1, start + 3 * 4096, 4096));
+        assert_eq!(found[1..], row);
+    }
+
+    #[test]
+    fn the_newest_text_counts_even_where_it_starts_over_at_the_end_of_its_area() {
+        let old = group(7, &lv("old", "striped", LINEAR));
+        let new = group(8, &lv("new", "striped", LINEAR));
+        let disks = [member_of(0, pv(0, &new, AREA_SIZE - 99)), member_of(1, pv(1, &old, 600))];
+        let assembly = assemble(&disks);
+        assert_eq!(assembly.volumes.len(), 1);
+        assert_eq!(assembly.volumes[0].name, "new");
+        assert!(assembly.volumes[0].source.is_ok());
+        assert!(assembly.notes.is_empty() && assembly.unused.is_empty());
+    }
+
+    #[test]
+    fn missing_and_doubled_physical_volumes_refuse_what_lies_on_them_by_id() {
+        let text = group(1, &lv("a", "striped", LINEAR));
+        let assembly = assemble(&[member_of(0, pv(0, &text, 512))]);
+        assert_eq!(refusal(&assembly), format!("physical volume {} is missing", IDS[1]));
+        let disks = [0, 1, 2].map(|n| member_of(n, pv(n.min(1) as usize, &text, 512)));
+        let assembly = assemble(&disks);
+        assert!(refusal(&assembly).contains("several physical volumes have the id bbbbbb-"));
+    }
+
+    #[test]
+    fn other_kinds_are_refused_by_name() {
+        for kind in ["raid1", "mirror", "thin", "thin-pool", "cache", "vdo", "zero", "error"] {
+            let assembly = both(&group(1, &lv("a", kind, "")));
+            assert_eq!(refusal(&assembly), format!("LVM {kind} volume: not read"));
+            assert_eq!(assembly.volumes[0].size, 8192);
+        }
+    }
+
+    #[test]
+    fn the_store_of_a_snapshot_is_refused_and_its_origin_is_read() {
+        let hidden = "snapshot0 { status = [\"READ\"] segment_count = 1 segment1 { start_extent = 0 \
+                      extent_count = 2 type = \"snapshot\" origin = \"b\" cow_store = \"a\" } }";
+        let volumes = lv("a", "striped", LINEAR) + &lv("b", "striped", STRIPED) + hidden;
+        let assembly = both(&group(1, &volumes));
+        assert!(refusal(&assembly).contains("LVM snapshot"));
+        assert_eq!(assembly.volumes.len(), 2);
+        assert!(assembly.volumes[1].source.is_ok());
+    }
+
+    #[test]
+    fn a_physical_volume_without_a_readable_text_is_unused_and_says_why() {
+        let text = group(1, &lv("a", "striped", LINEAR));
+        let mut bytes = pv(0, &text, 512);
+        bytes[AREA + 520] ^= 1;
+        let assembly = assemble(&[member_of(0, bytes)]);
+        assert!(assembly.volumes.is_empty());
+        assert_eq!(assembly.unused.len(), 1);
+        assert!(assembly.notes[0].contains("checksum of its text"));
+    }
+
+    #[test]
+    fn no_damage_makes_it_panic_loop_or_reach_outside() {
+        let text = group(1, &(lv("a", "striped", LINEAR) + &lv("b", "striped", STRIPED)));
+        let mut state: u64 = 42;
+        let mut dice = |bound: usize| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            usize::try_from(state >> 11).unwrap() % bound
+        };
+        let sound = pv(1, &text, 512);
+        for round in 0..5_000 {
+            let mut changed = text.clone().into_bytes();
+            let mut disk = sound.clone();
+            if round % 2 == 0 {
+                // Texts whose checksums hold, whatever they say.
+                for _ in 0..=dice(4) {
+                    let at = dice(changed.len());
+                    changed[at] = b"0123456789{}[]\"=, #ax-"[dice(22)];
+                }
+                disk = pv(1, std::str::from_utf8(&changed).unwrap(), 512);
+            } else {
+                for _ in 0..=dice(4) {
+                    let at = [512, AREA][dice(2)] + dice(512);
+                    disk[at] = dice(256).to_le_bytes()[0];
+                }
+            }
+            let disk: Arc<dyn Source> = Arc::new(MemoryDisk { bytes: disk, disk: 1 });
+            let Ok(Some(member)) = member(&disk) else { continue };
+            let other = member_of(0, pv(0, &group(0, ""), 512));
+            for volume in assemble(&[other, member]).volumes {
+                let Ok(source) = volume.source else { continue };
+                let mut buf = [0; 512];
+                source.read_at(&mut buf, 0).unwrap();
+                source.read_at(&mut buf, source.size() - 512).unwrap();
+                source.trace(source.size() - 512, u64::MAX, &mut |range| {
+                    assert!(range.offset + range.length <= 64 << 10);
+                });
+            }
+        }
+    }
+}

@@ -71,7 +71,7 @@ fn read_one(disk: &dyn Source, sector: u64, lba: u64) -> Result<Option<Table>> {
     if count > PARTITIONS_MAX {
         return Err(bad(&format!("{count} entries, and at most {PARTITIONS_MAX} are read")));
     }
-    if entry < 128 || entry > ENTRY_MAX || entry % 128 != 0 {
+    if !(128..=ENTRY_MAX).contains(&entry) || entry % 128 != 0 {
         return Err(bad(&format!("entries of {entry} bytes")));
     }
     let mut entries = vec![0; count * entry];

@@ -62,6 +62,9 @@ pub(crate) struct Table {
     pub(crate) partitions: Vec<Partition>,
     /// What was wrong with it, for people.
     pub(crate) notes: Vec<String>,
+    /// Whether it may be from before: the disk's first sector says nothing of it, so that a file system
+    /// on the whole disk counts for more.
+    pub(crate) doubtful: bool,
 }
 
 /// Reads the table of a disk; `None` where it has none.
@@ -74,21 +77,28 @@ pub(crate) fn read(disk: &dyn Source) -> Result<Option<Table>> {
         return Ok(None);
     }
     let plain = mbr.as_ref().filter(|mbr| mbr.is_table(disk.size()));
+    let Some(mbr) = plain else {
+        return Ok(match gpt::read(disk)? {
+            gpt::Found::Table(table) => Some(Table { doubtful: true, ..table }),
+            gpt::Found::Damaged(error) => {
+                Some(Table { doubtful: true, notes: vec![error.message], ..Table::default() })
+            }
+            gpt::Found::Nothing => None,
+        });
+    };
     // Without a protective entry, what is left of a GPT is from before.
-    if plain.is_none_or(mbr::Sector::protects_gpt) {
+    if mbr.protects_gpt() {
         match gpt::read(disk)? {
             gpt::Found::Table(table) => return Ok(Some(table)),
-            gpt::Found::Nothing if plain.is_none() => return Ok(None),
-            gpt::Found::Nothing | gpt::Found::Damaged(_)
-                if plain.is_some_and(|mbr| mbr.is_hybrid()) => {}
+            _ if mbr.is_hybrid() => {}
+            gpt::Found::Damaged(error) => return Err(error),
             gpt::Found::Nothing => {
                 let message = "the disk says that it has a GPT, and neither of its two is there";
                 return Err(crate::Error::corrupt(message));
             }
-            gpt::Found::Damaged(error) => return Err(error),
         }
     }
-    plain.map(|mbr| mbr.table(disk)).transpose()
+    mbr.table(disk).map(Some)
 }
 
 #[cfg(test)]
