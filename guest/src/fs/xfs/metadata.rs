@@ -1,10 +1,11 @@
-//! The volume as the XFS crate sees it: metadata in chunks that stay in memory for a while, and a mask
-//! for volumes whose log cannot be replayed.
+//! The volume as the XFS crate sees it: metadata in chunks that stay in memory for a while, without the
+//! torn records of its log, and with a mask where the log cannot be replayed.
 //!
 //! The mask is up only while the crate opens the volume. It makes the log look empty, an external log
 //! look internal, and lists of unlinked inodes look empty, which the crate refuses on a clean log. No
 //! inode and no directory is changed by it.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -42,13 +43,15 @@ struct Mask {
 pub(super) struct Metadata {
     source: Arc<dyn Source>,
     chunks: Recent<u64, Arc<Vec<u8>>>,
+    /// Bytes on the volume where blocks of the log begin that are hidden.
+    torn: HashSet<u64>,
     mask: Option<Mask>,
 }
 
 impl Metadata {
-    /// The volume as it is.
-    pub(super) fn new(source: Arc<dyn Source>) -> Self {
-        Self { source, chunks: Recent::new(CHUNKS), mask: None }
+    /// The volume without the `torn` blocks of its log.
+    pub(super) fn new(source: Arc<dyn Source>, torn: HashSet<u64>) -> Self {
+        Self { source, chunks: Recent::new(CHUNKS), torn, mask: None }
     }
 
     /// The volume without its log, until [`Self::unmask`].
@@ -63,7 +66,7 @@ impl Metadata {
         let length = u64::from(superblock.logblocks) * u64::from(superblock.blocksize);
         let log = start..start.saturating_add(length);
         let mask = Mask { up: AtomicBool::new(true), superblock, log };
-        Self { mask: Some(mask), ..Self::new(source) }
+        Self { mask: Some(mask), ..Self::new(source, HashSet::new()) }
     }
 
     /// Shows the volume as it is from now on.
@@ -111,6 +114,12 @@ impl BlockRead for Metadata {
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> fs_core::Result<()> {
         self.read(offset, buf)
             .map_err(|e| fs_core::Error::Io(std::io::Error::other(e.to_string())))?;
+        for &block in &self.torn {
+            let within = block.checked_sub(offset).and_then(|at| usize::try_from(at).ok());
+            if let Some(magic) = within.and_then(|at| buf.get_mut(at..)?.get_mut(..4)) {
+                magic.fill(0);
+            }
+        }
         if let Some(mask) = self.mask.as_ref().filter(|mask| mask.up.load(Ordering::Acquire)) {
             mask.apply(offset, buf);
         }

@@ -8,18 +8,21 @@
 
 mod directory;
 mod extents;
+mod log;
 mod metadata;
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
-use fs_core::BlockRead;
 use fs_xfs::inode::{Inode, Timestamp};
+use fs_xfs::log::LogState;
 use fs_xfs::superblock::Superblock;
 
 use self::extents::Run;
 use self::metadata::Metadata;
 use super::recent::Recent;
 use super::{About, Attributes, Cursor, FileSystem, FileType, Node, Page, Piece, Status, Time};
+use crate::adapter::Device;
 use crate::error::{Error, ErrorKind, Result};
 use crate::source::{Source, check_range};
 
@@ -100,23 +103,39 @@ fn check_geometry(sb: &Superblock, size: u64) -> Result<()> {
 
 /// The volume as the crate opens it: with its log, or else without.
 fn mount(source: &Arc<dyn Source>, sb: &Superblock) -> Result<(fs_xfs::Filesystem, Status)> {
-    let reason = if sb.has_internal_log() {
-        let device = Arc::new(Metadata::new(Arc::clone(source)));
-        match fs_xfs::Filesystem::mount_with_cache(device, 0) {
-            Ok(fs) if fs.was_replayed() => return Ok((fs, Status::Replayed)),
-            Ok(fs) => return Ok((fs, Status::Clean)),
-            // Its log is clean, and lists inodes that were unlinked while open.
-            Err(fs_xfs::Error::DirtyLog) => None,
-            Err(error) => Some(format!("the journal cannot be replayed ({error})")),
-        }
-    } else {
-        Some("the journal is on another device".into())
+    let reason = match mount_with_log(source, sb) {
+        Ok(Some(mounted)) => return Ok(mounted),
+        Ok(None) => None,
+        Err(reason) => Some(reason),
     };
     let device = Arc::new(Metadata::masked(Arc::clone(source), sb));
     let fs = fs_xfs::Filesystem::mount_with_cache(device.clone(), 0).map_err(error_of)?;
     device.unmask();
     let stale = |reason| Status::Stale(format!("{reason}: the newest changes may be missing"));
     Ok((fs, reason.map_or(Status::Clean, stale)))
+}
+
+/// The volume with its log, or why it cannot be replayed; none where the log is clean, and lists inodes
+/// that were unlinked while open.
+fn mount_with_log(
+    source: &Arc<dyn Source>,
+    sb: &Superblock,
+) -> std::result::Result<Option<(fs_xfs::Filesystem, Status)>, String> {
+    if !sb.has_internal_log() {
+        return Err("the journal is on another device".into());
+    }
+    let failed = |error: Error| format!("the journal cannot be replayed ({error})");
+    let torn = match fs_xfs::log::inspect(&Device(Arc::clone(source)), sb) {
+        Ok(LogState::NeedsReplay) => log::torn_records(&**source, sb).map_err(failed)?,
+        _ => HashSet::new(),
+    };
+    let device = Arc::new(Metadata::new(Arc::clone(source), torn));
+    match fs_xfs::Filesystem::mount_with_cache(device, 0) {
+        Ok(fs) if fs.was_replayed() => Ok(Some((fs, Status::Replayed))),
+        Ok(fs) => Ok(Some((fs, Status::Clean))),
+        Err(fs_xfs::Error::DirtyLog) => Ok(None),
+        Err(error) => Err(failed(error_of(error))),
+    }
 }
 
 impl Xfs {
