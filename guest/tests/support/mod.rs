@@ -117,7 +117,8 @@ pub fn make_tree(at: &Path, wish: Wish) {
     let put = |name: &str, bytes: &[u8]| fs::write(at.join(name), bytes).unwrap();
     put("empty", b"");
     put("hello.txt", b"hello, world\n");
-    for (index, size) in [1, 59, 60, 61, 511, 512, 513, 4095, 4096, 4097, 65_537].iter().enumerate() {
+    for (index, size) in [1, 59, 60, 61, 511, 512, 513, 4095, 4096, 4097, 65_537].iter().enumerate()
+    {
         put(&format!("size-{size}"), &noise(index as u64, *size));
     }
     put("large.bin", &noise(99, 9 << 20));
@@ -266,8 +267,7 @@ pub fn truth_of_reader(fs: &dyn FileSystem, access: bool, limit: usize) -> Truth
                 if file_type == FileType::Directory {
                     waiting.push((path.clone(), entry.node));
                 }
-                let access =
-                    if access { (stat.mode, stat.uid, stat.gid) } else { (0, 0, 0) };
+                let access = if access { (stat.mode, stat.uid, stat.gid) } else { (0, 0, 0) };
                 let item = Item { file_type, size, content, access };
                 assert!(truth.insert(path, item).is_none(), "{shown} is there twice");
             }

@@ -55,7 +55,13 @@ enum Content<'a> {
     /// From this logical address on.
     Plain(u64),
     /// Compressed at `logical`; the bytes begin at `skip` of what comes out.
-    Packed { algorithm: Compression, logical: u64, packed: usize, unpacked: usize, skip: usize },
+    Packed {
+        algorithm: Compression,
+        logical: u64,
+        packed: usize,
+        unpacked: usize,
+        skip: usize,
+    },
 }
 
 /// An extent of a file.
@@ -142,11 +148,7 @@ fn parse<'a>(volume: &Volume, ino: u64, start: u64, data: &'a [u8]) -> Result<Ex
 
 impl File<'_> {
     /// Calls `visit` with the extents that end after `from`, in order, until it returns `false`.
-    fn extents(
-        &self,
-        from: u64,
-        visit: &mut dyn FnMut(Extent<'_>) -> Result<bool>,
-    ) -> Result<()> {
+    fn extents(&self, from: u64, visit: &mut dyn FnMut(Extent<'_>) -> Result<bool>) -> Result<()> {
         let ino = self.ino;
         let mut end = 0;
         let first = key(ino, EXTENT_DATA_KEY, from);

@@ -146,9 +146,9 @@ impl Volume {
         let mut failure = None;
         for mirror in 0..self.mirrors(address)? {
             let mut bytes = vec![0; size];
-            let read = self.read(&mut bytes, address, mirror).and_then(|()| {
-                TreeBlock::parse(bytes, address, &self.geometry).map_err(error_of)
-            });
+            let read = self
+                .read(&mut bytes, address, mirror)
+                .and_then(|()| TreeBlock::parse(bytes, address, &self.geometry).map_err(error_of));
             match read {
                 Ok(node) => {
                     let node = Arc::new(node);

@@ -107,7 +107,8 @@ fn next_block(data: &[Run], at: u64, block: u64) -> Option<u64> {
 
 /// Reads and checks the directory block at `at`, which may lie in several runs.
 fn read_block(xfs: &Xfs, inode: &Inode, data: &[Run], at: u64, buf: &mut [u8]) -> Result<()> {
-    let damaged = || Error::corrupt(format!("directory {}: a part at byte {at} is missing", inode.ino));
+    let damaged =
+        || Error::corrupt(format!("directory {}: a part at byte {at} is missing", inode.ino));
     let mut done = 0;
     let mut first = None;
     while done < buf.len() {

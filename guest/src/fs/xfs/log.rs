@@ -156,9 +156,13 @@ impl Ring<'_> {
             return None;
         }
         let two = u32_at(block, VERSION) & 2 != 0;
-        let headers = if two { u64::from(u32_at(block, SIZE)).div_ceil(CYCLE_SIZE).max(1) } else { 1 };
+        let headers =
+            if two { u64::from(u32_at(block, SIZE)).div_ceil(CYCLE_SIZE).max(1) } else { 1 };
         let length = u64::from(u32_at(block, LEN));
-        if headers > MAX_HEADERS || length > MAX_DATA || length.div_ceil(CYCLE_SIZE) > headers && two {
+        if headers > MAX_HEADERS
+            || length > MAX_DATA
+            || length.div_ceil(CYCLE_SIZE) > headers && two
+        {
             return None;
         }
         Some(Record { lsn, tail: u64_at(block, TAIL_LSN), block: at, headers, length })
