@@ -5,6 +5,7 @@ mod exfat;
 mod ext;
 mod fat;
 mod ntfs;
+mod recent;
 mod xfs;
 
 use std::sync::Arc;
