@@ -81,10 +81,15 @@ impl Mounted {
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        let ended = Command::new("umount").arg(&self.at).status();
-        if !ended.is_ok_and(|status| status.success()) {
-            let _ = Command::new("umount").arg("-l").arg(&self.at).status();
+        // A program that another test starts just now may hold files of this one for a moment.
+        for _ in 0..100 {
+            let ended = Command::new("umount").arg("-q").arg(&self.at).output();
+            if ended.is_ok_and(|ended| ended.status.success()) {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(20));
         }
+        let _ = Command::new("umount").arg("-l").arg(&self.at).status();
     }
 }
 
@@ -117,7 +122,8 @@ pub fn make_tree(at: &Path, wish: Wish) {
     let put = |name: &str, bytes: &[u8]| fs::write(at.join(name), bytes).unwrap();
     put("empty", b"");
     put("hello.txt", b"hello, world\n");
-    for (index, size) in [1, 59, 60, 61, 511, 512, 513, 4095, 4096, 4097, 65_537].iter().enumerate() {
+    for (index, size) in [1, 59, 60, 61, 511, 512, 513, 4095, 4096, 4097, 65_537].iter().enumerate()
+    {
         put(&format!("size-{size}"), &noise(index as u64, *size));
     }
     put("large.bin", &noise(99, 9 << 20));
@@ -266,8 +272,7 @@ pub fn truth_of_reader(fs: &dyn FileSystem, access: bool, limit: usize) -> Truth
                 if file_type == FileType::Directory {
                     waiting.push((path.clone(), entry.node));
                 }
-                let access =
-                    if access { (stat.mode, stat.uid, stat.gid) } else { (0, 0, 0) };
+                let access = if access { (stat.mode, stat.uid, stat.gid) } else { (0, 0, 0) };
                 let item = Item { file_type, size, content, access };
                 assert!(truth.insert(path, item).is_none(), "{shown} is there twice");
             }

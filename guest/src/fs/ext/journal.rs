@@ -15,6 +15,8 @@ use crate::error::{Error, Result};
 
 /// Blocks of the largest journal that mke2fs makes.
 const MAX_BLOCKS: u64 = 10_240_000;
+/// Blocks that fast commits leave to the log at least.
+const MIN_BLOCKS: u64 = 1024;
 /// Blocks that a replay may name: about 200 MiB of memory.
 const MAX_REPLAYED: usize = 2 << 20;
 /// Bytes of the journal that are read at once.
@@ -99,7 +101,8 @@ impl Geometry {
             (_, 0) => DEFAULT_FAST_BLOCKS,
             (_, count) => count,
         };
-        let end = last.saturating_sub(u64::from(fast_blocks));
+        let shorter = last.saturating_sub(u64::from(fast_blocks));
+        let end = if shorter >= MIN_BLOCKS { shorter } else { last };
         let (first, start) = (u64::from(be32(raw, 0x14)), u64::from(be32(raw, 0x1c)));
         let fits = first > 0 && first < end && last <= blocks && last <= MAX_BLOCKS;
         if be32(raw, 0xc) != block_size || !fits || (start != 0 && !(first..end).contains(&start)) {
@@ -111,7 +114,8 @@ impl Geometry {
             start,
             sequence: be32(raw, 0x18),
             features,
-            fast: (fast_blocks > 0).then_some(end),
+            // The block between the log and the fast commits is not used.
+            fast: (end + 1 < last).then_some(end + 1),
             seed: checksums.then(|| crc32c(!0, &raw[0x30..0x40])),
         })
     }
