@@ -618,3 +618,46 @@ fn random_damage_never_panics_or_loops() {
         }
     }
 }
+
+#[test]
+fn random_damage_of_a_journal_never_panics_or_loops() {
+    if cannot_run() {
+        return;
+    }
+    for kind in ["ext4", "ext3"] {
+        let dir = tempfile::tempdir().unwrap();
+        let image = image(dir.path(), 8, &["-t", kind, "-b", "1024", "-J", "size=1"]);
+        let (at, copy) = (dir.path().join("mnt"), dir.path().join("copy"));
+        {
+            let mounted = Mounted::by_kernel(&image, &at, "rw,commit=600");
+            for index in 0..30 {
+                put(&mounted.at.join(format!("file {index}")), b"content");
+            }
+            fs::remove_file(mounted.at.join("file 7")).unwrap();
+            put(&mounted.at.join("last"), b"content");
+            run("cp", &[&image, &copy]);
+        }
+        let told = run("debugfs", &[&"-R", &"bmap <8> 0", &copy]);
+        let journal = told.trim().parse::<usize>().unwrap() * 1024;
+        let whole = fs::read(&copy).unwrap();
+        assert_eq!(open(&copy).about().status, Status::Replayed);
+        let area = &whole[journal..journal + (200 << 10)];
+        // Its superblock, and what begins each of its blocks.
+        let used: Vec<usize> =
+            (0..area.len()).filter(|at| area[*at] != 0 && (*at < 1024 || at % 1024 < 64)).collect();
+        let mut replayed = 0;
+        for seed in 0..300 {
+            let mut bytes = whole.clone();
+            for choice in noise(seed, 4).chunks(4) {
+                let number = u32::from_le_bytes(choice.try_into().unwrap()) as usize;
+                bytes[journal + used[number % used.len()]] = (number >> 24) as u8;
+            }
+            let source: Arc<dyn Source> = Arc::new(MemoryDisk { bytes, disk: 0 });
+            if let Ok(reader) = guest::fs::open(&source) {
+                replayed += usize::from(reader.about().status == Status::Replayed);
+                exercise(&*reader);
+            }
+        }
+        assert!(replayed > 0, "{kind}");
+    }
+}
