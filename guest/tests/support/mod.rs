@@ -81,10 +81,15 @@ impl Mounted {
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        let ended = Command::new("umount").arg(&self.at).status();
-        if !ended.is_ok_and(|status| status.success()) {
-            let _ = Command::new("umount").arg("-l").arg(&self.at).status();
+        // A program that another test starts just now may hold files of this one for a moment.
+        for _ in 0..100 {
+            let ended = Command::new("umount").arg("-q").arg(&self.at).output();
+            if ended.is_ok_and(|ended| ended.status.success()) {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(20));
         }
+        let _ = Command::new("umount").arg("-l").arg(&self.at).status();
     }
 }
 

@@ -85,7 +85,7 @@ pub(super) fn walk(
     }
     let size = volume.block_size();
     let blocks = map::blocks_of(volume, directory)?;
-    if directory.size % size != 0 {
+    if !directory.size.is_multiple_of(size) {
         return Err(directory.corrupt("its directory does not end with a block"));
     }
     let mut at = cursor / size;
@@ -153,7 +153,7 @@ fn walk_entries(
         let bad = |what: &str| Error::corrupt(format!("the entry at byte {at} {what}"));
         let length = record_length(entries, at, whole);
         let end = at + length;
-        if length < SHORTEST || length % 4 != 0 || end > entries.len() {
+        if length < SHORTEST || !length.is_multiple_of(4) || end > entries.len() {
             return Err(bad("has a bad length"));
         }
         let inode = le32(entries, at);

@@ -209,7 +209,7 @@ impl Inode {
             modified: time(0x10, 0x88),
             accessed: time(0x8, 0x8c),
             changed: time(0xc, 0x84),
-            created: self.extra(0x90).map(|low| time_of(low, self.extra(0x94))),
+            created: self.extra(0x90).map(|low| self::time(low, self.extra(0x94).unwrap_or(0))),
             note: note.map(str::to_owned),
         })
     }
@@ -221,10 +221,6 @@ impl Inode {
         let unit = if huge && self.has(flags::HUGE_FILE) { volume.block_size() } else { 512 };
         join(le32(&self.raw, 0x1c), high).saturating_mul(unit)
     }
-}
-
-fn time_of(low: u32, extra: Option<u32>) -> Time {
-    time(low, extra.unwrap_or(0))
 }
 
 /// A time: 32 bits of signed seconds, two bits that extend them, and 30 bits of nanoseconds.
@@ -270,4 +266,20 @@ fn inode_table(volume: &Volume, group: u32) -> Result<Option<u64>> {
     }
     let high = if descriptor.len() >= 64 { le32(descriptor, 0x28) } else { 0 };
     Ok(Some(join(le32(descriptor, 0x8), high)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_epoch_bits_go_on_where_32_bits_of_seconds_end() {
+        let seconds = |low: u32, epoch| time(low, epoch).seconds;
+        assert_eq!(seconds(0x7fff_ffff, 0), 0x7fff_ffff);
+        assert_eq!(seconds(0x8000_0000, 0), -0x8000_0000);
+        assert_eq!(seconds(0x8000_0000, 1), 0x8000_0000);
+        assert_eq!(seconds(0x7fff_ffff, 3), 0x3_7fff_ffff);
+        assert_eq!(time(0, 5 << 2), Time { seconds: 0, nanoseconds: 5 });
+        assert!(time(0, u32::MAX).nanoseconds < 1_000_000_000);
+    }
 }

@@ -15,6 +15,8 @@ use crate::error::{Error, Result};
 
 /// Blocks of the largest journal that mke2fs makes.
 const MAX_BLOCKS: u64 = 10_240_000;
+/// Blocks that fast commits leave to the log at least.
+const MIN_BLOCKS: u64 = 1024;
 /// Blocks that a replay may name: about 200 MiB of memory.
 const MAX_REPLAYED: usize = 2 << 20;
 /// Bytes of the journal that are read at once.
@@ -99,7 +101,8 @@ impl Geometry {
             (_, 0) => DEFAULT_FAST_BLOCKS,
             (_, count) => count,
         };
-        let end = last.saturating_sub(u64::from(fast_blocks));
+        let shorter = last.saturating_sub(u64::from(fast_blocks));
+        let end = if shorter >= MIN_BLOCKS { shorter } else { last };
         let (first, start) = (u64::from(be32(raw, 0x14)), u64::from(be32(raw, 0x1c)));
         let fits = first > 0 && first < end && last <= blocks && last <= MAX_BLOCKS;
         if be32(raw, 0xc) != block_size || !fits || (start != 0 && !(first..end).contains(&start)) {
@@ -111,7 +114,8 @@ impl Geometry {
             start,
             sequence: be32(raw, 0x18),
             features,
-            fast: (fast_blocks > 0).then_some(end),
+            // The block between the log and the fast commits is not used.
+            fast: (end + 1 < last).then_some(end + 1),
             seed: checksums.then(|| crc32c(!0, &raw[0x30..0x40])),
         })
     }
@@ -380,4 +384,60 @@ fn revokes(block: &[u8], geometry: &Geometry) -> Result<Vec<u64>> {
     } else {
         records.chunks_exact(4).map(|record| u64::from(be32(record, 0))).collect()
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn geometry(features: u32) -> Geometry {
+        let (first, end, start, sequence) = (1, 10, 1, 7);
+        Geometry { first, end, start, sequence, features, fast: None, seed: None }
+    }
+
+    #[test]
+    fn the_log_wraps_at_its_end() {
+        let geometry = geometry(0);
+        assert_eq!([8, 9, 1].map(|block| geometry.after(block)), [9, 1, 2]);
+    }
+
+    #[test]
+    fn tags_are_as_long_as_their_features_make_them() {
+        let sizes = [
+            (0, 8),
+            (feature::BIT64, 12),
+            (feature::CSUM_V2, 10),
+            (feature::CSUM_V2 | feature::BIT64, 14),
+            (feature::CSUM_V3, 16),
+            (feature::CSUM_V3 | feature::BIT64, 16),
+        ];
+        for (features, size) in sizes {
+            assert_eq!(geometry(features).tag_size(), size);
+        }
+    }
+
+    #[test]
+    fn a_tag_with_an_identifier_is_followed_by_the_next_one_behind_it() {
+        let mut block = vec![0; 1024];
+        block[12..16].copy_from_slice(&77u32.to_be_bytes());
+        block[19] = 1;
+        let second = 12 + 8 + 16;
+        block[second..second + 4].copy_from_slice(&88u32.to_be_bytes());
+        block[second + 7] = 2 | 8;
+        let found: Vec<_> = tags(&block, &geometry(0))
+            .unwrap()
+            .iter()
+            .map(|tag| (tag.block, tag.escaped))
+            .collect();
+        assert_eq!(found, [(77, true), (88, false)]);
+    }
+
+    #[test]
+    fn a_revoke_block_that_is_longer_than_a_block_is_refused() {
+        let mut block = vec![0; 1024];
+        for (used, good) in [(16u32, true), (24, true), (1024, true), (1025, false), (3, false)] {
+            block[12..16].copy_from_slice(&used.to_be_bytes());
+            assert_eq!(revokes(&block, &geometry(0)).is_ok(), good, "{used}");
+        }
+    }
 }

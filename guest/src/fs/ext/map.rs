@@ -125,7 +125,7 @@ impl Frame {
         let found = le16(&node, 6);
         let good = le16(&node, 0) == EXTENT_MAGIC
             && entries <= most
-            && most <= node.len() / RECORD - 1
+            && most < node.len() / RECORD
             && found <= MAX_DEPTH
             && depth.is_none_or(|depth| depth == found && entries > 0);
         if !good {
