@@ -19,6 +19,9 @@
 pub mod adapter;
 mod error;
 pub mod fs;
+#[cfg(any(test, feature = "test-util"))]
+pub mod memory;
+pub mod path;
 pub mod source;
 pub mod tree;
 mod volumes;
