@@ -19,3 +19,4 @@ pub mod repository;
 pub mod restore;
 pub mod secrets;
 pub mod telemetry;
+pub mod worker;

@@ -17,12 +17,19 @@
 //! * Calls take `&self` and may come from several threads.
 
 pub mod adapter;
+mod bytes;
+mod crc;
 mod error;
 pub mod fs;
+mod guarded;
+pub mod local;
+mod lvm;
 #[cfg(any(test, feature = "test-util"))]
 pub mod memory;
 pub mod path;
+mod recognise;
 pub mod source;
+mod tables;
 pub mod tree;
 mod volumes;
 
@@ -32,4 +39,4 @@ pub use fs::{
 };
 pub use source::{DiskRange, Slice, Source};
 pub use tree::Tree;
-pub use volumes::{Guest, Volume, VolumeAbout};
+pub use volumes::{DISKS_MAX, Guest, PARTITIONS_MAX, Volume, VolumeAbout};

@@ -43,7 +43,7 @@ mod table;
 mod types;
 mod zeroes;
 
-pub use chain::{FileGate, OpenGate};
+pub use chain::{ChainFile, FileGate, OpenGate, chain_files};
 pub use check::{CheckReport, Repair, check, check_storage};
 pub use error::{Error, ErrorKind, Result};
 pub use header::{BackingFormat, Compression};

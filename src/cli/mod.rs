@@ -2,6 +2,7 @@
 
 mod demo;
 mod export;
+mod guest_worker;
 mod image;
 mod output;
 mod serve;
@@ -28,6 +29,9 @@ enum Command {
     Demo(demo::DemoArguments),
     /// Serve images over NBD until a signal ends it
     Export(Box<export::ExportArguments>),
+    /// Read guests' disks for the hub, which starts it
+    #[command(hide = true)]
+    GuestWorker(guest_worker::WorkerArguments),
     /// Work on image files: create, info, check, map, compare
     #[command(subcommand)]
     Image(image::ImageCommand),
@@ -43,6 +47,7 @@ pub fn main() -> ExitCode {
     let result = match cli.command {
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Export(arguments) => export::run(*arguments),
+        Command::GuestWorker(arguments) => guest_worker::run(&arguments),
         Command::Image(command) => image::run(command),
         Command::Serve(arguments) => serve::run(&arguments),
         Command::Status(arguments) => status::run(&arguments),

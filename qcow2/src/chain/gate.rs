@@ -42,8 +42,8 @@ pub(crate) fn resolve(referrer: &Path, name: &str) -> Result<PathBuf> {
     Ok(referrer.parent().unwrap_or(Path::new("")).join(name))
 }
 
-impl OpenGate for FileGate {
-    fn open(&self, referrer: &Path, name: &str) -> Result<(PathBuf, Arc<dyn Storage>)> {
+impl FileGate {
+    pub(super) fn open_file(self, referrer: &Path, name: &str) -> Result<(PathBuf, FileStorage)> {
         let path = resolve(referrer, name)?;
         let file = FileStorage::open(&path, false).map_err(|e| {
             Error::new(
@@ -54,6 +54,13 @@ impl OpenGate for FileGate {
         if self.lock {
             file.lock(&path, false)?;
         }
+        Ok((path, file))
+    }
+}
+
+impl OpenGate for FileGate {
+    fn open(&self, referrer: &Path, name: &str) -> Result<(PathBuf, Arc<dyn Storage>)> {
+        let (path, file) = self.open_file(referrer, name)?;
         Ok((path, Arc::new(file)))
     }
 }

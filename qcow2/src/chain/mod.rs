@@ -3,6 +3,7 @@
 //! Which file holds a byte is resolved once for a window of the disk, through all files, and kept:
 //! reading from a chain of thirty costs what reading from a chain of one does.
 
+mod files;
 mod gate;
 mod layer;
 mod windows;
@@ -10,6 +11,7 @@ mod windows;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+pub use files::{ChainFile, chain_files};
 pub use gate::{FileGate, OpenGate};
 pub(crate) use layer::past_end;
 

@@ -1,0 +1,386 @@
+//! The hub's side of a worker: starts it, asks it, and ends it.
+
+use std::io::{self, Read};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use guest::{Error, ErrorKind, Result, Tree, VolumeAbout};
+use serde::de::DeserializeOwned;
+
+use super::protocol::{Disk, Disks, FILES, FileAbout, Opened, Request, SENTENCE};
+use super::remote::RemoteTree;
+use super::{check, frames, spawner};
+
+/// The command by which this program becomes a worker.
+const COMMAND: &str = "guest-worker";
+/// Time that a process which was killed has to be gone.
+const KILLED: Duration = Duration::from_secs(2);
+/// Bytes of a worker's last words that are read, and those of them that are told.
+const WORDS: (u64, usize) = (64 << 10, 1024);
+
+/// The program that is started as a worker.
+#[derive(Debug, Clone)]
+pub struct Program(PathBuf);
+
+impl Program {
+    /// The program that runs here, even where its file has been replaced.
+    pub fn own() -> Self {
+        Self("/proc/self/exe".into())
+    }
+
+    /// The program at `path`.
+    pub fn at(path: impl Into<PathBuf>) -> Self {
+        Self(path.into())
+    }
+}
+
+/// What a worker may take.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Bytes of memory.
+    pub memory: u64,
+    /// Time for one answer.
+    pub request: Duration,
+    /// Time to open all disks and find what is on them.
+    pub open: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { memory: 1 << 30, request: Duration::from_secs(30), open: Duration::from_secs(60) }
+    }
+}
+
+/// The process, until it has been waited for.
+struct Process {
+    child: Option<Child>,
+    words: Option<ChildStderr>,
+}
+
+/// A running worker. Dropping it ends it.
+pub struct Worker {
+    pid: u32,
+    limits: Limits,
+    volumes: Vec<VolumeAbout>,
+    notes: Vec<String>,
+    /// One question at a time.
+    channel: Mutex<UnixStream>,
+    process: Mutex<Process>,
+    /// Why it is no more.
+    ended: OnceLock<String>,
+}
+
+fn failed(what: &str) -> impl Fn(io::Error) -> Error {
+    move |e| Error::new(ErrorKind::Io, format!("{what}: {e}"))
+}
+
+impl Worker {
+    /// Starts a worker and opens `disks` in it: numbers and top images of a machine's disks.
+    ///
+    /// # Errors
+    /// `Io` where an image cannot be opened or the worker fails, with the reason.
+    pub fn start(program: &Program, disks: &[(u32, PathBuf)], limits: &Limits) -> Result<Self> {
+        let chains = disks.iter().map(|disk| open_chain(&disk.1)).collect::<Result<Vec<_>>>()?;
+        let files: Vec<_> = chains.iter().flatten().map(|file| &file.file).collect();
+        if files.len() > FILES {
+            let text = format!("the disks have {} files; {FILES} are the most", files.len());
+            return Err(Error::limit(text));
+        }
+        let about = |file: &qcow2::ChainFile| FileAbout {
+            path: file.path.as_os_str().as_bytes().to_vec(),
+            name: file.name.clone(),
+        };
+        let disk = |((number, _), chain): (&(u32, PathBuf), &Vec<qcow2::ChainFile>)| Disk {
+            number: *number,
+            files: chain.iter().map(about).collect(),
+        };
+        let told = Disks(disks.iter().zip(&chains).map(disk).collect());
+        let fds: Vec<_> = files.iter().map(|file| file.file().as_fd()).collect();
+
+        let mut worker = Self::spawn(program, limits).map_err(failed("cannot start a worker"))?;
+        let deadline = Instant::now() + limits.open;
+        let opened = worker.talk(|channel| {
+            frames::send(channel, &told)?;
+            frames::send_files(channel, &fds)?;
+            let opened: Result<Opened> = frames::receive(channel, Some(deadline))?;
+            if let Ok(opened) = &opened {
+                check::volumes(&opened.volumes).map_err(violation)?;
+            }
+            Ok(opened)
+        })?;
+        let Opened { sandbox, volumes, notes } = opened.map_err(shown)?;
+        tracing::info!(
+            worker = worker.pid,
+            volumes = volumes.len(),
+            seccomp = sandbox.seccomp,
+            landlock = sandbox.landlock,
+            uid = sandbox.uid,
+            "a worker reads disks"
+        );
+        (worker.volumes, worker.notes) = (volumes, notes);
+        Ok(worker)
+    }
+
+    fn spawn(program: &Program, limits: &Limits) -> io::Result<Self> {
+        let (ours, theirs) = UnixStream::pair()?;
+        ours.set_write_timeout(Some(limits.request))?;
+        let mut command = Command::new(&program.0);
+        command
+            .arg(COMMAND)
+            .args(["--memory", &limits.memory.to_string()])
+            .args(["--parent", &std::process::id().to_string()])
+            .env_clear()
+            .current_dir("/")
+            // What is typed at the hub's terminal is for the hub.
+            .process_group(0)
+            .stdin(OwnedFd::from(theirs))
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
+        let mut child = spawner::spawn(command)?;
+        let words = child.stderr.take();
+        if let Some(words) = &words {
+            rustix::io::ioctl_fionbio(words, true)?;
+        }
+        Ok(Self {
+            pid: child.id(),
+            limits: *limits,
+            volumes: Vec::new(),
+            notes: Vec::new(),
+            channel: Mutex::new(ours),
+            process: Mutex::new(Process { child: Some(child), words }),
+            ended: OnceLock::new(),
+        })
+    }
+
+    /// The machine's volumes.
+    pub fn volumes(&self) -> &[VolumeAbout] {
+        &self.volumes
+    }
+
+    /// What people should know of the machine as a whole.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    /// The tree of a volume, by its place among [`Worker::volumes`].
+    pub fn tree(self: &Arc<Self>, volume: usize) -> Arc<dyn Tree> {
+        let volume = u32::try_from(volume).unwrap_or(u32::MAX);
+        Arc::new(RemoteTree { worker: Arc::clone(self), volume })
+    }
+
+    /// Whether it still runs. Asks the process, not the worker, and does not wait for it.
+    pub fn is_alive(&self) -> bool {
+        if self.ended.get().is_some() {
+            return false;
+        }
+        let exited = match &mut self.process().child {
+            Some(child) => child.try_wait().ok().flatten().is_some(),
+            None => true,
+        };
+        if exited {
+            self.end_because("it went away");
+        }
+        !exited
+    }
+
+    /// Why it runs no more.
+    pub fn ended(&self) -> Option<&str> {
+        self.ended.get().map(String::as_str)
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// Bytes of memory that it has now; 0 where that cannot be told.
+    pub fn memory(&self) -> u64 {
+        let text = std::fs::read_to_string(format!("/proc/{}/statm", self.pid)).unwrap_or_default();
+        let pages = text.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok());
+        pages.unwrap_or(0) * rustix::param::page_size() as u64
+    }
+
+    /// Ends it, even in the middle of an answer.
+    pub fn end(&self) {
+        self.end_because("the mount was ended");
+    }
+
+    /// Asks for something that `check` must find in order.
+    pub(super) fn ask<T: DeserializeOwned>(
+        &self,
+        request: &Request,
+        check: impl FnOnce(&T) -> std::result::Result<(), String>,
+    ) -> Result<T> {
+        let deadline = Instant::now() + self.limits.request;
+        let answer = self.talk(|channel| {
+            send(channel, request)?;
+            let answer: Result<T> = frames::receive(channel, Some(deadline))?;
+            if let Ok(found) = &answer {
+                check(found).map_err(violation)?;
+            }
+            Ok(answer)
+        })?;
+        answer.map_err(shown)
+    }
+
+    /// Asks for bytes of a file.
+    pub(super) fn read(&self, request: &Request, buf: &mut [u8]) -> Result<usize> {
+        let deadline = Instant::now() + self.limits.request;
+        let answer = self.talk(|channel| {
+            send(channel, request)?;
+            let answer: Result<u32> = frames::receive(channel, Some(deadline))?;
+            let Ok(length) = &answer else { return Ok(answer.map(|_| 0)) };
+            let length = usize::try_from(*length).unwrap_or(usize::MAX);
+            let Some(part) = buf.get_mut(..length) else {
+                return Err(violation(format!("{length} bytes came, more than were asked for")));
+            };
+            frames::fill(channel, part, Some(deadline))?;
+            Ok(Ok(length))
+        })?;
+        answer.map_err(shown)
+    }
+
+    /// Talks to the worker; whatever goes wrong with that ends it.
+    fn talk<T>(&self, talk: impl FnOnce(&UnixStream) -> io::Result<T>) -> Result<T> {
+        let channel = self.channel.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.ended.get().is_none() {
+            match talk(&channel) {
+                Ok(answer) => return Ok(answer),
+                // Too long a question was never sent.
+                Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+                    return Err(Error::limit(error.to_string()));
+                }
+                Err(error) => self.end_because(&reason(&error)),
+            }
+        }
+        let why = self.ended.get().map_or("unknown", String::as_str);
+        Err(Error::new(ErrorKind::Io, format!("the worker ended: {why}")))
+    }
+
+    fn process(&self) -> MutexGuard<'_, Process> {
+        self.process.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Kills the process where it still runs, waits for it, and remembers why.
+    fn end_because(&self, why: &str) {
+        let mut process = self.process();
+        let Some(mut child) = process.child.take() else { return };
+        let died = died_by_itself(&mut child, why);
+        let _ = child.kill();
+        let status = wait(child);
+        let words = process.words.take().map(last_words).unwrap_or_default();
+        let mut text = match (died, status) {
+            (true, Some(status)) => told(status),
+            _ => why.to_owned(),
+        };
+        if !words.is_empty() {
+            text = format!("{text}; it said: {words}");
+        }
+        tracing::info!(worker = self.pid, reason = %text, "a worker ended");
+        let _ = self.ended.set(text);
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+fn open_chain(image: &Path) -> Result<Vec<qcow2::ChainFile>> {
+    qcow2::chain_files(image, &qcow2::OpenOptions::new())
+        .map_err(|e| Error::new(ErrorKind::Io, e.to_string()))
+}
+
+/// Sends a question. One that is too long for a message is `InvalidInput`.
+fn send(mut channel: &UnixStream, request: &Request) -> io::Result<()> {
+    use std::io::Write;
+    let frame = frames::encode(request);
+    let frame = frame.map_err(|e| io::Error::new(io::ErrorKind::InvalidInput, e.to_string()))?;
+    channel.write_all(&frame)
+}
+
+fn violation(text: String) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, text)
+}
+
+/// A worker's own words, as far as people can bear them.
+fn shown(mut error: Error) -> Error {
+    error.message = printable(&error.message, SENTENCE);
+    error
+}
+
+/// At most `most` bytes of a text, without what terminals act on.
+fn printable(text: &str, most: usize) -> String {
+    let mut shown = String::new();
+    for c in text.trim().chars().map(|c| if c.is_control() { ' ' } else { c }) {
+        if shown.len() + c.len_utf8() > most {
+            break;
+        }
+        shown.push(c);
+    }
+    shown
+}
+
+fn reason(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => "it gave no answer in time".into(),
+        io::ErrorKind::UnexpectedEof
+        | io::ErrorKind::BrokenPipe
+        | io::ErrorKind::ConnectionReset => "it went away".into(),
+        io::ErrorKind::InvalidData => {
+            format!("it broke the protocol: {}", printable(&error.to_string(), SENTENCE))
+        }
+        _ => format!("the channel failed: {error}"),
+    }
+}
+
+/// Whether nobody needs to kill it. One whose channel is closed is on its way out.
+fn died_by_itself(child: &mut Child, why: &str) -> bool {
+    let until = Instant::now() + if why == "it went away" { KILLED } else { Duration::ZERO };
+    loop {
+        match child.try_wait() {
+            Ok(Some(_)) => return true,
+            Ok(None) if Instant::now() < until => std::thread::sleep(Duration::from_millis(2)),
+            _ => return false,
+        }
+    }
+}
+
+/// Waits for a process that was killed. One that hangs in the kernel is left to a thread.
+fn wait(mut child: Child) -> Option<ExitStatus> {
+    let until = Instant::now() + KILLED;
+    while Instant::now() < until {
+        match child.try_wait() {
+            Ok(Some(status)) => return Some(status),
+            Ok(None) => std::thread::sleep(Duration::from_millis(1)),
+            Err(_) => return None,
+        }
+    }
+    tracing::warn!(worker = child.id(), "a worker that was killed hangs in the kernel");
+    let _ = std::thread::Builder::new().name("reaper".into()).spawn(move || child.wait());
+    None
+}
+
+fn told(status: ExitStatus) -> String {
+    match status.signal() {
+        Some(libc::SIGSYS) => "it called what it may not, and was killed".into(),
+        Some(signal) => format!("it died of signal {signal}"),
+        None => format!("it ended with {status}"),
+    }
+}
+
+/// The end of what a process wrote for people.
+fn last_words(words: ChildStderr) -> String {
+    let mut text = Vec::new();
+    // What cannot be read now is not waited for.
+    let _ = words.take(WORDS.0).read_to_end(&mut text);
+    let start = text.len().saturating_sub(WORDS.1);
+    printable(&String::from_utf8_lossy(&text[start..]), WORDS.1)
+}

@@ -1,0 +1,71 @@
+//! A volume's tree as its worker tells it.
+
+use std::sync::Arc;
+
+use guest::tree::{LISTING, Layout, Listed, Listing, READ, Resolved};
+use guest::{Attributes, Cursor, Node, Result, Tree};
+
+use super::check;
+use super::process::Worker;
+use super::protocol::{Call, Request};
+
+pub(super) struct RemoteTree {
+    pub(super) worker: Arc<Worker>,
+    pub(super) volume: u32,
+}
+
+impl RemoteTree {
+    fn request(&self, call: Call) -> Request {
+        Request { volume: self.volume, call }
+    }
+}
+
+impl Tree for RemoteTree {
+    fn root(&self) -> Result<Node> {
+        self.worker.ask(&self.request(Call::Root), |_| Ok(()))
+    }
+
+    fn stat(&self, node: Node) -> Result<Attributes> {
+        self.worker.ask(&self.request(Call::Stat(node)), check::attributes)
+    }
+
+    fn list(&self, directory: Node, cursor: Cursor, limit: usize) -> Result<Listing> {
+        let limit = limit.clamp(1, LISTING);
+        let told = u32::try_from(limit).unwrap_or(u32::MAX);
+        let call = Call::List { directory, cursor, limit: told };
+        self.worker.ask(&self.request(call), |found| check::listing(found, limit))
+    }
+
+    fn lookup(&self, directory: Node, name: &[u8]) -> Result<Option<Listed>> {
+        let call = Call::Lookup { directory, name: name.to_vec() };
+        self.worker.ask(&self.request(call), |found: &Option<Listed>| match found {
+            Some(listed) => check::listed(listed),
+            None => Ok(()),
+        })
+    }
+
+    fn resolve(&self, path: &[u8], follow: bool) -> Result<Resolved> {
+        let call = Call::Resolve { path: path.to_vec(), follow };
+        self.worker.ask(&self.request(call), check::resolved)
+    }
+
+    fn read_at(&self, file: Node, buf: &mut [u8], offset: u64) -> Result<usize> {
+        let length = buf.len().min(READ);
+        let told = u32::try_from(length).unwrap_or(u32::MAX);
+        let request = self.request(Call::Read { file, offset, length: told });
+        self.worker.read(&request, &mut buf[..length])
+    }
+
+    fn read_link(&self, link: Node) -> Result<Vec<u8>> {
+        self.worker.ask(&self.request(Call::ReadLink(link)), check::link)
+    }
+
+    fn xattrs(&self, node: Node) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
+        self.worker.ask(&self.request(Call::Xattrs(node)), |_| Ok(()))
+    }
+
+    fn layout(&self, file: Node, from: u64) -> Result<Layout> {
+        let call = Call::Layout { file, from };
+        self.worker.ask(&self.request(call), |found| check::layout(found, from))
+    }
+}

@@ -1,0 +1,182 @@
+//! The worker's side: opens what it got, and answers until the hub goes.
+
+use std::io::{self, IoSlice, Write};
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::net::UnixStream;
+
+use guest::local::LocalTree;
+use guest::{Error, ErrorKind, Guest, Node, Result, Tree, tree};
+use serde::Serialize;
+
+use super::protocol::{Call, Disks, FILES, Opened, Request, SENTENCE};
+use super::sandbox::Sandbox;
+use super::{disk, frames, sandbox};
+
+/// Reads in a row at which the next one is done before it is asked for.
+const SEQUENTIAL: u32 = 2;
+
+/// Serves whoever holds the other end of standard input, with `memory` bytes at most. Ends with it.
+///
+/// # Errors
+/// What the sandbox needs and is not there; a hub that does not keep to the protocol.
+pub fn serve(memory: u64, parent: u32) -> io::Result<()> {
+    let channel = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
+    // Whoever fails again and again does not wait for somebody to read it.
+    rustix::io::ioctl_fionbio(io::stderr(), true)?;
+    let sandbox = sandbox::enter(memory, parent, &[channel.as_raw_fd()])?;
+    match answer(&channel, sandbox) {
+        // The hub closed the channel.
+        Err(e) if [io::ErrorKind::UnexpectedEof, io::ErrorKind::BrokenPipe].contains(&e.kind()) => {
+            Ok(())
+        }
+        result => result,
+    }
+}
+
+fn answer(channel: &UnixStream, sandbox: Sandbox) -> io::Result<()> {
+    let guest = match open(channel)? {
+        Ok(guest) => guest,
+        Err(error) => return frames::send(channel, &Err::<Opened, _>(error)),
+    };
+    let volumes = guest.volumes.iter().map(|volume| volume.about.clone()).collect();
+    let opened: Result<Opened> = Ok(Opened { sandbox, volumes, notes: guest.notes.clone() });
+    frames::send(channel, &opened)?;
+    let mut reader = Reader::default();
+    loop {
+        let request: Request = frames::receive(channel, None)?;
+        let index = usize::try_from(request.volume).unwrap_or(usize::MAX);
+        let tree = guest.volumes.get(index).map_or_else(
+            || Err(Error::not_found(format!("there is no volume {index}"))),
+            LocalTree::new,
+        );
+        let tree = match tree {
+            Ok(tree) => tree,
+            Err(error) => {
+                frames::send(channel, &Err::<(), _>(error))?;
+                continue;
+            }
+        };
+        match request.call {
+            Call::Root => reply(channel, tree.root())?,
+            Call::Stat(node) => reply(channel, tree.stat(node))?,
+            Call::List { directory, cursor, limit } => {
+                let limit = usize::try_from(limit).unwrap_or(tree::LISTING);
+                reply(channel, tree.list(directory, cursor, limit))?;
+            }
+            Call::Lookup { directory, name } => reply(channel, tree.lookup(directory, &name))?,
+            Call::Resolve { path, follow } => reply(channel, tree.resolve(&path, follow))?,
+            Call::Read { file, offset, length } => {
+                let place = Read { volume: index, file, offset, length };
+                reader.answer(channel, &tree, place)?;
+            }
+            Call::ReadLink(link) => reply(channel, tree.read_link(link))?,
+            Call::Xattrs(node) => reply(channel, tree.xattrs(node))?,
+            Call::Layout { file, from } => reply(channel, tree.layout(file, from))?,
+        }
+    }
+}
+
+/// Receives the disks and finds what is on them.
+fn open(channel: &UnixStream) -> io::Result<Result<Guest>> {
+    let Disks(disks) = frames::receive(channel, None)?;
+    let count = disks.iter().map(|disk| disk.files.len()).sum();
+    if count > FILES {
+        return Err(io::Error::other(format!("{count} files; {FILES} are the most")));
+    }
+    let mut files = frames::receive_files(channel, count)?.into_iter();
+    let mut sources = Vec::new();
+    for disk in disks {
+        let number = usize::try_from(disk.number).unwrap_or(usize::MAX);
+        let chain = disk.files.into_iter().map_while(|about| Some((about, files.next()?)));
+        match disk::open(disk.number, chain.collect()) {
+            Ok(source) => sources.push((number, source)),
+            Err(error) => return Ok(Err(error)),
+        }
+    }
+    Ok(Ok(Guest::open_numbered(&sources)))
+}
+
+fn reply<T: Serialize>(channel: &UnixStream, answer: Result<T>) -> io::Result<()> {
+    let answer = answer.map_err(shorten);
+    match frames::encode(&answer) {
+        Ok(frame) => (&*channel).write_all(&frame),
+        Err(error) => {
+            let error = Error::limit(format!("the answer cannot be sent: {error}"));
+            frames::send(channel, &Err::<T, _>(error))
+        }
+    }
+}
+
+/// Cuts a sentence that is too long to be sent.
+fn shorten(mut error: Error) -> Error {
+    if error.message.len() > SENTENCE {
+        let end = (0..=SENTENCE).rev().find(|at| error.message.is_char_boundary(*at));
+        error.message.truncate(end.unwrap_or(0));
+    }
+    error
+}
+
+/// Where a file is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Read {
+    volume: usize,
+    file: Node,
+    offset: u64,
+    length: u32,
+}
+
+/// Reads files. Whoever reads one in a row finds the next part read already.
+#[derive(Default)]
+struct Reader {
+    buf: Vec<u8>,
+    /// What `buf` holds, and how many bytes of it.
+    ahead: Option<(Read, usize)>,
+    /// What would go on where the last one ended, and how many did so.
+    next: Option<Read>,
+    row: u32,
+}
+
+impl Reader {
+    fn answer(&mut self, channel: &UnixStream, tree: &impl Tree, read: Read) -> io::Result<()> {
+        let found = match self.ahead.take() {
+            Some((known, length)) if known == read => Ok(length),
+            _ => self.read(tree, read),
+        };
+        let length = match found {
+            Ok(length) => length,
+            Err(error) => return reply(channel, Err::<u32, _>(error)),
+        };
+        let told = u32::try_from(length).unwrap_or(u32::MAX);
+        let head = frames::encode(&Ok::<_, Error>(told))?;
+        send_both(channel, &head, &self.buf[..length])?;
+        self.row = if self.next == Some(read) { self.row + 1 } else { 0 };
+        let next = Read { offset: read.offset.saturating_add(u64::from(told)), ..read };
+        self.next = Some(next);
+        if self.row >= SEQUENTIAL && told == read.length {
+            // What fails now fails again when it is asked for.
+            self.ahead = self.read(tree, next).ok().map(|length| (next, length));
+        }
+        Ok(())
+    }
+
+    fn read(&mut self, tree: &impl Tree, read: Read) -> Result<usize> {
+        let length = usize::try_from(read.length).unwrap_or(usize::MAX);
+        if length > tree::READ {
+            return Err(Error::new(ErrorKind::Limit, format!("a read of {length} bytes")));
+        }
+        self.buf.resize(tree::READ, 0);
+        tree.read_at(read.file, &mut self.buf[..length], read.offset)
+    }
+}
+
+/// Writes two pieces, together as far as the socket takes them.
+fn send_both(mut channel: &UnixStream, head: &[u8], body: &[u8]) -> io::Result<()> {
+    let sent = channel.write_vectored(&[IoSlice::new(head), IoSlice::new(body)])?;
+    match sent.checked_sub(head.len()) {
+        Some(sent) => channel.write_all(&body[sent..]),
+        None => {
+            channel.write_all(&head[sent..])?;
+            channel.write_all(body)
+        }
+    }
+}
