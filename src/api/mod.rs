@@ -25,7 +25,7 @@ use axum::response::IntoResponse;
 
 use crate::backup::{Backups, Failure, FailureKind};
 use crate::nbd::ports::PortRange;
-use crate::restore::Restores;
+use crate::restore::{Mounts, Restores};
 use error::ApiError;
 
 /// Longest body of a request, in bytes.
@@ -45,6 +45,7 @@ pub enum Door {
 pub struct Api {
     backups: Arc<Backups>,
     restores: Arc<Restores>,
+    mounts: Arc<Mounts>,
     door: Door,
     /// Ports that may be set aside.
     pool: PortRange,
@@ -55,10 +56,11 @@ impl Api {
     pub fn new(
         backups: Arc<Backups>,
         restores: Arc<Restores>,
+        mounts: Arc<Mounts>,
         door: Door,
         pool: PortRange,
     ) -> Self {
-        Self { backups, restores, door, pool }
+        Self { backups, restores, mounts, door, pool }
     }
 
     /// The service for a listener.

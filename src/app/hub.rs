@@ -24,8 +24,9 @@ use crate::nbd::ports::PortRange;
 use crate::nbd::publisher::Publisher;
 use crate::nbd::server::Server;
 use crate::repository::Root;
-use crate::restore::{self, Restores};
+use crate::restore::{self, MountSettings, Mounts, Restores};
 use crate::secrets::Secrets;
+use crate::worker;
 
 /// Names inside the data directory.
 const LOCK: &str = "hub.lock";
@@ -37,7 +38,9 @@ const OVERLAYS: &str = "overlays";
 const FIRST_TOKEN: &str = "first-admin";
 /// Events that are kept; older ones are forgotten at a start.
 const EVENTS: u32 = 100_000;
-/// Time between two looks at exports of restore points.
+/// Time to open the disks of a restore point and find what is on them.
+const OPEN: Duration = Duration::from_secs(60);
+/// Time between two looks at exports and mounts of restore points.
 const RESTORES: Duration = Duration::from_secs(1);
 /// Time that a thread which looks after backups has to finish what it is at.
 const THREADS_END: Duration = Duration::from_secs(3);
@@ -61,6 +64,7 @@ pub struct Reachable {
 pub struct Hub {
     backups: Arc<Backups>,
     restores: Arc<Restores>,
+    mounts: Arc<Mounts>,
     server: Arc<Server>,
     listeners: Vec<Serving>,
     doors: Vec<tokio::task::JoinHandle<()>>,
@@ -113,6 +117,23 @@ fn settings(config: &HubConfig, nbd: &[SocketAddr]) -> Result<Settings, String> 
     })
 }
 
+/// Least memory of a worker, which must hold the program too.
+const WORKER_MEMORY: u64 = 256 << 20;
+
+fn mount_settings(config: &HubConfig) -> Result<MountSettings, String> {
+    let memory = parse_size(&config.restore.worker_memory)?;
+    if memory < WORKER_MEMORY {
+        return Err(format!("'{}' is less than 256M", config.restore.worker_memory));
+    }
+    let request = Duration::from_secs(config.restore.request_seconds);
+    Ok(MountSettings {
+        mounts: config.restore.mounts,
+        idle: Duration::from_secs(config.restore.mount_idle_seconds),
+        program: worker::Program::own(),
+        limits: worker::Limits { memory, request, open: OPEN.max(request) },
+    })
+}
+
 /// The catalog, with a token and a repository in it.
 fn open_catalog(directory: &Path) -> io::Result<(Catalog, Option<String>)> {
     let path = directory.join(CATALOG);
@@ -157,6 +178,7 @@ pub fn check(config: &HubConfig) -> Result<(), String> {
     let limits = Limits { buffered, ..Limits::default() };
     limits.validate().map_err(|e| key("nbd.buffers", e))?;
     settings(config, &[]).map_err(|e| key("backups.min_free", e))?;
+    mount_settings(config).map_err(|e| key("restore.worker_memory", e))?;
     for path in config.api.tls_certificate.iter().chain(&config.api.tls_key) {
         fs::metadata(path).map_err(|e| format!("'{}': {e}", path.display()))?;
     }
@@ -230,6 +252,8 @@ impl Hub {
             },
         );
         let restores = Arc::new(restores.map_err(other)?);
+        let mounts = mount_settings(config).map_err(other)?;
+        let mounts = Arc::new(Mounts::new(Arc::clone(&backups), mounts).map_err(other)?);
 
         let listeners = bound
             .into_iter()
@@ -242,7 +266,10 @@ impl Hub {
             admin: admin.as_ref().map(TcpListener::local_addr).transpose()?,
             first_token,
         };
-        let api = |door| Api::new(Arc::clone(&backups), Arc::clone(&restores), door, pool).router();
+        let api = |door| {
+            let (restores, mounts) = (Arc::clone(&restores), Arc::clone(&mounts));
+            Api::new(Arc::clone(&backups), restores, mounts, door, pool).router()
+        };
         let mut doors = vec![open_door(agent, api(Door::Agent), ending.clone())];
         if let Some(listener) = admin {
             let files = tls_files(config);
@@ -258,15 +285,21 @@ impl Hub {
             start_thread("watchdog", Arc::clone(&backups), watch)?,
             start_thread("dispatcher", Arc::clone(&backups), dispatch)?,
             start_thread("keeper", Arc::clone(&backups), keep)?,
-            start_thread("restores", Arc::clone(&restores), |restores, stop| {
-                while stop.recv_timeout(RESTORES) == Err(mpsc::RecvTimeoutError::Timeout) {
-                    restores.look();
-                }
-            })?,
+            start_thread(
+                "restores",
+                Arc::new((Arc::clone(&restores), Arc::clone(&mounts))),
+                |(restores, mounts), stop| {
+                    while stop.recv_timeout(RESTORES) == Err(mpsc::RecvTimeoutError::Timeout) {
+                        restores.look();
+                        mounts.look();
+                    }
+                },
+            )?,
         ];
         Ok(Self {
             backups,
             restores,
+            mounts,
             server,
             listeners,
             doors,
@@ -298,7 +331,9 @@ impl Hub {
             }
         }
         let (backups, restores) = (Arc::clone(&self.backups), Arc::clone(&self.restores));
+        let mounts = Arc::clone(&self.mounts);
         let stopping = move || {
+            mounts.stop();
             restores.stop();
             backups.stop();
         };

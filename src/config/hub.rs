@@ -145,11 +145,26 @@ pub struct RestoreConfig {
     pub exports: usize,
     /// Seconds without a connection after which such an export is taken away.
     pub idle_seconds: u64,
+    /// Restore points whose files can be read at a time.
+    pub mounts: usize,
+    /// Seconds without a request after which such a mount ends.
+    pub mount_idle_seconds: u64,
+    /// Memory of the process that reads a mount's disks.
+    pub worker_memory: String,
+    /// Seconds that such a process has for an answer.
+    pub request_seconds: u64,
 }
 
 impl Default for RestoreConfig {
     fn default() -> Self {
-        Self { exports: 32, idle_seconds: 3600 }
+        Self {
+            exports: 32,
+            idle_seconds: 3600,
+            mounts: 32,
+            mount_idle_seconds: 3600,
+            worker_memory: "1G".into(),
+            request_seconds: 30,
+        }
     }
 }
 
@@ -185,6 +200,9 @@ impl HubConfig {
             ("backups.reconnect_seconds", self.backups.reconnect_seconds),
             ("restore.exports", self.restore.exports as u64),
             ("restore.idle_seconds", self.restore.idle_seconds),
+            ("restore.mounts", self.restore.mounts as u64),
+            ("restore.mount_idle_seconds", self.restore.mount_idle_seconds),
+            ("restore.request_seconds", self.restore.request_seconds),
             ("backups.running", self.backups.running as u64),
             ("backups.running_per_repository", self.backups.running_per_repository as u64),
         ];
@@ -235,6 +253,7 @@ mod tests {
         for (text, word) in [
             ("[backups]\nrunnning = 3", "runnning"),
             ("[backups]\nrunning = 0", "backups.running"),
+            ("[restore]\nmounts = 0", "restore.mounts"),
             ("[nbd]\nlisten = []", "nbd.listen"),
             ("[api]\ntls_key = \"k\"", "tls_certificate"),
             ("[api]\nagent_listen = \"nowhere\"", "agent_listen"),

@@ -18,6 +18,8 @@ use serde::{Deserialize, Serialize};
 const NOBODY: u32 = 65534;
 /// Descriptors that a worker may have: a chain of 256 files for each of some disks, and its own.
 pub(super) const DESCRIPTORS: u64 = 2048;
+/// How far others' work comes first.
+const NICE: i32 = 5;
 /// Descriptors 0 to 2: the channel, nothing, and the way out for last words.
 const OWN: RawFd = 3;
 
@@ -51,6 +53,7 @@ pub fn enter(memory: u64, parent: u32, keep: &[RawFd]) -> io::Result<Sandbox> {
         return Err(io::Error::other("whoever started this worker is gone"));
     }
     limit(memory)?;
+    rustix::process::nice(NICE)?;
     let uid = rustix::process::getuid().as_raw();
     let landlock = enter_landlock();
     let seccomp = enter_seccomp()?;
@@ -113,11 +116,9 @@ fn enter_landlock() -> bool {
 }
 
 /// Calls that are let through whatever they are given: they reach nothing but what is open, and memory.
-const CALLS: [libc::c_long; 34] = [
+const CALLS: [libc::c_long; 29] = [
     libc::SYS_read,
-    libc::SYS_readv,
     libc::SYS_pread64,
-    libc::SYS_preadv,
     libc::SYS_lseek,
     libc::SYS_fstat,
     libc::SYS_fadvise64,
@@ -135,8 +136,6 @@ const CALLS: [libc::c_long; 34] = [
     libc::SYS_futex,
     libc::SYS_sched_yield,
     libc::SYS_clock_gettime,
-    libc::SYS_clock_nanosleep,
-    libc::SYS_nanosleep,
     libc::SYS_restart_syscall,
     libc::SYS_getrandom,
     libc::SYS_getpid,
@@ -147,7 +146,6 @@ const CALLS: [libc::c_long; 34] = [
     libc::SYS_rt_sigreturn,
     libc::SYS_exit,
     libc::SYS_exit_group,
-    libc::SYS_membarrier,
 ];
 
 /// Ends the process at any call that is not needed. Whether the kernel can do that.
