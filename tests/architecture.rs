@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-const PARTS: [&str; 2] = ["nbd_proto", "qcow2"];
+const PARTS: [&str; 3] = ["guest", "nbd_proto", "qcow2"];
 
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
