@@ -255,6 +255,8 @@ fn links_and_reparse_points_are_told_apart() {
         let error = fs.read_at(find(&*fs, name), &mut [0; 4], 0).unwrap_err();
         assert_eq!(error.kind, ErrorKind::Unsupported);
     }
+    let error = fs.list(find(&*fs, "junction"), Cursor::default(), 1).unwrap_err();
+    assert_eq!(error.kind, ErrorKind::NotADirectory);
     let error = fs.read_link(find(&*fs, "file")).unwrap_err();
     assert_eq!(error.kind, ErrorKind::NotALink);
 }
@@ -509,4 +511,152 @@ fn damaged_volumes_never_make_the_reader_panic_or_go_on_for_ever() {
         }
     }
     assert!(seen > 5000, "{seen}");
+}
+
+/// Puts `value` at byte `at`, little-endian.
+fn put(bytes: &mut [u8], at: usize, value: &[u8]) {
+    bytes[at..at + value.len()].copy_from_slice(value);
+}
+
+/// Protects a page of a log: the last word of every 512 bytes moves into the array at `array`.
+fn protect(page: &mut [u8], magic: &[u8; 4], array: usize) {
+    put(page, 0, magic);
+    put(page, 4, &(array as u16).to_le_bytes());
+    put(page, 6, &(page.len() as u16 / 512 + 1).to_le_bytes());
+    put(page, array, &[7, 0]);
+    for block in 0..page.len() / 512 {
+        let end = block * 512 + 510;
+        page.copy_within(end..end + 2, array + 2 + 2 * block);
+        put(page, end, &[7, 0]);
+    }
+}
+
+const SEQUENCE_BITS: u32 = 45;
+
+/// A log of one lap: a checkpoint, and `records` (operation, transaction, client data) behind it.
+fn log_of(size: usize, records: &[(u32, Vec<u8>)]) -> Vec<u8> {
+    const PAGE: usize = 4096;
+    let home = 4 * PAGE;
+    let mut log = vec![0xff; size];
+    let mut page = vec![0; PAGE];
+    let lsn = |at: usize| 1_u64 << (64 - SEQUENCE_BITS) | (home + at) as u64 >> 3;
+    let mut checkpoint = vec![0; 0x40];
+    checkpoint[0] = 1;
+    let all = [(2_u32, 0, checkpoint)]
+        .into_iter()
+        .chain(records.iter().map(|(transaction, data)| (1, *transaction, data.clone())));
+    let (mut at, mut last) = (0x40, 0);
+    for (kind, transaction, data) in all {
+        last = at;
+        put(&mut page, at, &lsn(at).to_le_bytes());
+        put(&mut page, at + 0x18, &(data.len() as u32).to_le_bytes());
+        put(&mut page, at + 0x20, &kind.to_le_bytes());
+        put(&mut page, at + 0x24, &transaction.to_le_bytes());
+        put(&mut page, at + 0x30, &data);
+        at = (at + 0x30 + data.len()).next_multiple_of(8);
+    }
+    put(&mut page, 8, &lsn(last).to_le_bytes());
+    put(&mut page, 0x10, &[1, 0, 0, 0, 1, 0, 1, 0]);
+    put(&mut page, 0x18, &(at as u16).to_le_bytes());
+    put(&mut page, 0x20, &lsn(last).to_le_bytes());
+    protect(&mut page, b"RCRD", 0x28);
+    put(&mut log, home, &page);
+    let mut restart = vec![0; PAGE];
+    put(&mut restart, 0x10, &(PAGE as u32).to_le_bytes());
+    put(&mut restart, 0x14, &(PAGE as u32).to_le_bytes());
+    put(&mut restart, 0x18, &[0x30, 0, 0, 0, 2, 0]);
+    put(&mut restart, 0x30, &lsn(0x40).to_le_bytes());
+    put(&mut restart, 0x38, &[1, 0, 0xff, 0xff, 0, 0, 0, 0]);
+    put(&mut restart, 0x40, &SEQUENCE_BITS.to_le_bytes());
+    put(&mut restart, 0x44, &[0xe0, 0, 0x40, 0]);
+    put(&mut restart, 0x48, &(size as u64).to_le_bytes());
+    put(&mut restart, 0x54, &[0x30, 0, 0x40, 0]);
+    put(&mut restart, 0x70, &lsn(0x40).to_le_bytes());
+    put(&mut restart, 0x78, &lsn(0x40).to_le_bytes());
+    protect(&mut restart, b"RSTR", 0x1e);
+    put(&mut log, 0, &restart);
+    put(&mut log, PAGE, &restart);
+    log
+}
+
+/// Client data of a record of the log: operations, what it changes, and how.
+fn change(
+    redo: u16,
+    undo: u16,
+    place: [u16; 4],
+    vcn: u64,
+    lcn: Option<u64>,
+    bytes: [&[u8]; 2],
+) -> Vec<u8> {
+    let mut data = vec![0; 0x28];
+    put(&mut data, 0, &redo.to_le_bytes());
+    put(&mut data, 2, &undo.to_le_bytes());
+    let redo_at = 0x28_u16;
+    let undo_at = redo_at + (bytes[0].len() as u16).next_multiple_of(8);
+    for (index, value) in [
+        redo_at,
+        bytes[0].len() as u16,
+        undo_at,
+        bytes[1].len() as u16,
+        0x18,
+        u16::from(lcn.is_some()),
+    ]
+    .into_iter()
+    .chain(place)
+    .enumerate()
+    {
+        put(&mut data, 4 + 2 * index, &value.to_le_bytes());
+    }
+    put(&mut data, 0x18, &vcn.to_le_bytes());
+    put(&mut data, 0x20, &lcn.unwrap_or(0).to_le_bytes());
+    data.extend(bytes[0]);
+    data.resize(usize::from(undo_at), 0);
+    data.extend(bytes[1]);
+    data
+}
+
+#[test]
+fn a_change_that_waits_in_the_log_is_replayed_in_memory() {
+    if unable() {
+        return;
+    }
+    let made = Made::new(32 << 20, 4096);
+    fs::write(made.mount("rw").at.join("file"), b"before the replay").unwrap();
+    let before = made.open();
+    let number = find(&*before, "file").0 & 0xffff_ffff_ffff;
+    let (mft, log_at) = (place_of(&made, 0, 1), place_of(&made, 2, 2));
+    let log_size = before.stat(Node(2 | 2 << 48)).unwrap().size as usize;
+    let image = fs::read(made.image()).unwrap();
+    let record = (mft + number * 1024) as usize;
+    // The value of the file, in its record.
+    let mut at = record + usize::from(image[record + 0x14]);
+    while image[at] != 0x80 {
+        at += usize::from(image[at + 4]);
+    }
+    let value = u16::from(image[at + 0x14]);
+    assert_eq!(image[at + usize::from(value)..][..6], *b"before");
+    let byte = number * 1024;
+    let place = [(at - record) as u16, value, ((byte % 4096) / 512) as u16, 2];
+    let lcn = (mft + byte) / 4096;
+    let mut opened = [0; 0x28];
+    put(&mut opened, 8, &[0x80, 0, 0, 0]);
+    let records = |lcn: u64| {
+        vec![
+            (0, change(0x1c, 0, [0; 4], 0, None, [&opened, &[]])),
+            (0x18, change(7, 7, place, byte / 4096, Some(lcn), [b"behind", b"before"])),
+            (0x18, change(0x1b, 0, [0; 4], 0, None, [&[], &[]])),
+        ]
+    };
+    poke(&made.image(), log_at, &log_of(log_size, &records(lcn)));
+    let unchanged = fs::read(made.image()).unwrap();
+    let fs = made.open();
+    assert_eq!(fs.about().status, Status::Replayed);
+    let mut buf = [0; 17];
+    assert_eq!(fs.read_at(find(&*fs, "file"), &mut buf, 0).unwrap(), 17);
+    assert_eq!(&buf, b"behind the replay");
+    // The log of another volume: its records lie elsewhere.
+    poke(&made.image(), log_at, &log_of(log_size, &records(lcn + 1)));
+    assert_stale(&made, "could not be replayed");
+    poke(&made.image(), log_at, &unchanged[log_at as usize..log_at as usize + log_size]);
+    assert!(std::fs::read(made.image()).unwrap() == unchanged, "nothing is written");
 }

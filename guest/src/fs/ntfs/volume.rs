@@ -167,12 +167,15 @@ impl Ntfs {
     fn directory(&self, node: Node) -> Result<Arc<Directory>> {
         self.directories.find_or(node.0, || {
             let record = self.mft.file(node.0)?;
-            Directory::open(&self.mft, &record)?.ok_or_else(|| {
-                Error::new(
-                    ErrorKind::NotADirectory,
-                    format!("file {} is no directory", record.number),
-                )
-            })
+            let wrong = || {
+                let what = format!("file {} is no directory", record.number);
+                Error::new(ErrorKind::NotADirectory, what)
+            };
+            // A junction has an index as well.
+            match File::open(&self.mft, &record)?.attributes.file_type {
+                FileType::Directory => Directory::open(&self.mft, &record)?.ok_or_else(wrong),
+                _ => Err(wrong()),
+            }
         })
     }
 
@@ -297,8 +300,13 @@ impl FileSystem for Ntfs {
     fn layout(&self, file: Node, visit: &mut dyn FnMut(Piece) -> bool) -> Result<()> {
         let stream = self.stream(file)?;
         stream.layout(&mut |mut piece| {
-            if let (Some(overlay), Place::Volume(at)) = (&self.overlay, piece.place)
-                && overlay.covers(at, piece.length)
+            let lies = match piece.place {
+                Place::Volume(at) => Some((at, piece.length)),
+                Place::Encoded { offset, length } => Some((offset, length)),
+                Place::Hole | Place::Elsewhere => None,
+            };
+            if let (Some(overlay), Some((at, length))) = (&self.overlay, lies)
+                && overlay.covers(at, length)
             {
                 piece.place = Place::Elsewhere;
             }
