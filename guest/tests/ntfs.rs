@@ -659,4 +659,20 @@ fn a_change_that_waits_in_the_log_is_replayed_in_memory() {
     assert_stale(&made, "could not be replayed");
     poke(&made.image(), log_at, &unchanged[log_at as usize..log_at as usize + log_size]);
     assert!(std::fs::read(made.image()).unwrap() == unchanged, "nothing is written");
+    // Nonsense in the log: something is shown all the same.
+    let image = Arc::new(unchanged);
+    for seed in 0..150 {
+        let random = noise(seed, 32);
+        let changes = random
+            .chunks_exact(4)
+            .take(2)
+            .map(|r| {
+                let at = 0x28 + usize::from(u16::from_le_bytes([r[0], r[1]])) % 0x220;
+                (log_at as usize + usize::from(r[2] % 3) / 2 * 4096 * 4 + at, r[3])
+            })
+            .collect();
+        let source: Arc<dyn Source> = Arc::new(Mutant { image: Arc::clone(&image), changes });
+        let fs = guest_fs::open(&source).unwrap();
+        assert!(fs.lookup(fs.root(), b"file").is_ok());
+    }
 }
