@@ -1,5 +1,5 @@
 //! btrfs against the kernel.
-#![allow(clippy::unwrap_used, unreachable_pub)]
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation, unreachable_pub)]
 
 mod support;
 

@@ -1,5 +1,5 @@
 //! XFS against the kernel.
-#![allow(clippy::unwrap_used, unreachable_pub)]
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation, unreachable_pub)]
 
 mod support;
 
@@ -38,8 +38,8 @@ fn truth_by_kernel(image: &Path, at: &Path) -> Truth {
     truth_of_directory(at, true)
 }
 
-/// An image of version 4, which kernels no longer mount: mkfs fills it from a list. What is in it.
-fn make_version_4(image: &Path, dir: &Path, options: &[&str]) -> Truth {
+/// An image of a kind that kernels no longer mount: mkfs fills it from a list. What is in it.
+fn make_listed(image: &Path, dir: &Path, options: &[&str]) -> Truth {
     let tree = dir.join("tree");
     let many = tree.join("d/many");
     fs::create_dir_all(&many).unwrap();
@@ -62,7 +62,7 @@ fn make_version_4(image: &Path, dir: &Path, options: &[&str]) -> Truth {
     let proto = dir.join("list");
     fs::write(&proto, list).unwrap();
     let proto = proto.display().to_string();
-    make(image, &[&["-m", "crc=0", "-p", &proto], options].concat());
+    make(image, &[&["-p", &proto], options].concat());
 
     std::os::unix::fs::symlink("t/".repeat(60), tree.join("link")).unwrap();
     run("mkfifo", &[&many.join("pipe")]);
@@ -78,14 +78,33 @@ fn version_4_reads_as_mkfs_filled_it() {
     }
     let dir = tempfile::tempdir().unwrap();
     let image = dir.path().join("image");
-    let variants: [&[&str]; 2] =
-        [&["-b", "size=512", "-i", "size=256", "-d", "agcount=2"], &["-n", "ftype=0"]];
+    let variants: [&[&str]; 2] = [
+        &["-m", "crc=0", "-b", "size=512", "-i", "size=256", "-d", "agcount=2"],
+        &["-m", "crc=0", "-n", "ftype=0"],
+    ];
     for options in variants {
-        let truth = make_version_4(&image, dir.path(), options);
+        let truth = make_listed(&image, dir.path(), options);
         let fs = open(&image);
         assert_eq!(fs.about().status, Status::Clean);
         assert_same(&truth_of_reader(&*fs, false, 11), &truth);
     }
+}
+
+#[test]
+fn names_are_found_regardless_of_case_where_the_volume_says_so() {
+    if unfit() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let image = dir.path().join("image");
+    let truth = make_listed(&image, dir.path(), &["-n", "version=ci"]);
+    let fs = open(&image);
+    assert_same(&truth_of_reader(&*fs, false, 11), &truth);
+    let find = |directory, name: &str| fs.lookup(directory, name.as_bytes()).unwrap();
+    let many = find(find(fs.root(), "D").unwrap(), "Many").unwrap();
+    assert_eq!(find(many, "FILE-7"), find(many, "file-7"));
+    assert!(find(many, "File-299").is_some());
+    assert_eq!(find(many, "file-300"), None);
 }
 
 /// Files with every kind of extent.
@@ -433,7 +452,7 @@ fn damage_is_found_by_checksums_and_what_has_none_does_no_harm() {
             make_extents(&at, false);
             truth_of_directory(&at, true)
         } else {
-            make_version_4(&image, dir.path(), &["-b", "size=1024", "-d", "agcount=2"])
+            make_listed(&image, dir.path(), &["-m", "crc=0", "-b", "size=1024", "-d", "agcount=2"])
         };
         let blocks = metadata(&image, v5);
         let source = disk(&image);

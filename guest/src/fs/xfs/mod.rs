@@ -243,7 +243,15 @@ impl FileSystem for Xfs {
         if name.is_empty() || matches!(name, b"." | b"..") || name.contains(&b'/') {
             return Ok(None);
         }
+        // The crate takes names as they are, also where their hashes are those of small letters.
+        if self.sb.has_case_insensitive_dirs() {
+            return directory::scan(self, &inode, &raw, |other| other.eq_ignore_ascii_case(name));
+        }
         match self.fs.lookup(&inode, &raw, name) {
+            // An index of more levels than the crate walks.
+            Err(fs_xfs::Error::UnsupportedFeature(_)) => {
+                directory::scan(self, &inode, &raw, |other| other == name)
+            }
             Ok(found) => Ok(Some(Node(found.ino))),
             Err(fs_xfs::Error::NotFound) => Ok(None),
             Err(error) => Err(error_of(error)),
