@@ -329,6 +329,46 @@ fn a_realtime_file_and_a_truncated_volume_are_refused_by_name() {
     assert_eq!(error.kind, ErrorKind::Corrupt);
 }
 
+#[test]
+fn inodes_that_were_unlinked_while_open_leave_a_clean_volume_clean() {
+    if unfit() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (image, at) = (dir.path().join("image"), dir.path().join("at"));
+    make(&image, &[]);
+    let truth = {
+        let _mounted = Mounted::by_kernel(&image, &at, "nouuid");
+        make_tree(&at, Wish { many: 100, unix: true, huge: false });
+        truth_of_directory(&at, true)
+    };
+    run("xfs_db", &[&"-x", &"-c", &"agi 0", &"-c", &"write unlinked[5] 133", &image]);
+    let fs = open(&image);
+    assert_eq!(fs.about().status, Status::Clean);
+    assert_same(&truth_of_reader(&*fs, true, 100), &truth);
+}
+
+#[test]
+fn several_threads_read_the_same_files() {
+    if unfit() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (image, at) = (dir.path().join("image"), dir.path().join("at"));
+    make(&image, &[]);
+    let truth = {
+        let _mounted = Mounted::by_kernel(&image, &at, "nouuid");
+        make_tree(&at, Wish { many: 100, unix: true, huge: false });
+        truth_of_directory(&at, true)
+    };
+    let fs = open(&image);
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| assert_same(&truth_of_reader(&*fs, true, 10), &truth));
+        }
+    });
+}
+
 /// An image with bytes changed.
 struct Patched {
     inner: Arc<dyn Source>,
