@@ -12,6 +12,7 @@ mod log;
 mod metadata;
 
 use std::collections::HashSet;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use fs_xfs::inode::{Inode, Timestamp};
@@ -130,7 +131,13 @@ fn mount_with_log(
         _ => HashSet::new(),
     };
     let device = Arc::new(Metadata::new(Arc::clone(source), torn));
-    match fs_xfs::Filesystem::mount_with_cache(device, 0) {
+    // The crate asserts what a log says. Nothing of a replay that panicked is kept.
+    let mounted =
+        catch_unwind(AssertUnwindSafe(|| fs_xfs::Filesystem::mount_with_cache(device, 0)));
+    let Ok(mounted) = mounted else {
+        return Err("the journal cannot be replayed (it contradicts itself)".into());
+    };
+    match mounted {
         Ok(fs) if fs.was_replayed() => Ok(Some((fs, Status::Replayed))),
         Ok(fs) => Ok(Some((fs, Status::Clean))),
         Err(fs_xfs::Error::DirtyLog) => Ok(None),
