@@ -111,7 +111,9 @@ fn mount(source: &Arc<dyn Source>, sb: &Superblock) -> Result<(fs_xfs::Filesyste
     };
     let device = Arc::new(Metadata::masked(Arc::clone(source), sb));
     let fs = fs_xfs::Filesystem::mount_with_cache(device.clone(), 0).map_err(error_of)?;
-    device.unmask();
+    if !device.opened() {
+        return Err(Error::new(ErrorKind::Io, "a part of this XFS cannot be read"));
+    }
     let stale = |reason| Status::Stale(format!("{reason}: the newest changes may be missing"));
     Ok((fs, reason.map_or(Status::Clean, stale)))
 }
