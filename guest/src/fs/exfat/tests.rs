@@ -6,8 +6,8 @@ use crate::source::MemoryDisk;
 
 /// Sectors and clusters of 512 bytes: boot region, table, and so many clusters from here on.
 const TABLE: usize = 24 * 512;
-const HEAP: usize = 32 * 512;
-const CLUSTERS: u32 = 64;
+const HEAP: usize = 64 * 512;
+const CLUSTERS: u32 = 2048;
 
 /// Attributes of a directory; flags of a stream that is allocated, and contiguous or in a chain.
 const FOLDER: u16 = 0x10;
@@ -59,8 +59,8 @@ impl Volume {
     fn new(root: &[Vec<u8>]) -> Self {
         let mut volume = Self(vec![0; HEAP + CLUSTERS as usize * 512]);
         volume.put(3, b"EXFAT   ");
-        volume.put(72, &96_u64.to_le_bytes());
-        for (at, value) in [(80, 24), (84, 1), (88, 32), (92, CLUSTERS), (96, 2)] {
+        volume.put(72, &(64 + u64::from(CLUSTERS)).to_le_bytes());
+        for (at, value) in [(80, 24), (84, 32), (88, 64), (92, CLUSTERS), (96, 2)] {
             volume.put(at, &value.to_le_bytes());
         }
         volume.put(104, &[0, 1, 0, 0, 9, 0, 1]);
@@ -242,5 +242,30 @@ fn files_that_share_clusters_are_read_each_by_itself() {
         let mut buf = [0; 2048];
         let n = fs.read_at(find(&*fs, name).unwrap(), &mut buf, 0).unwrap();
         assert_eq!((n, [buf[0], buf[1023]]), (1024, content));
+    }
+}
+
+#[test]
+fn a_directory_of_10_000_names_lists_in_pages_once_each() {
+    let names: Vec<_> = (0..10_000).map(|index| format!("entry {index}")).collect();
+    let sets: Vec<u8> = names.iter().flat_map(|name| set(name, 0, stream(0, 0))).collect();
+    let clusters = sets.len().div_ceil(512) as u32;
+    for flags in [CONTIGUOUS, CHAIN] {
+        let many = Stream { flags, ..stream(10, u64::from(clusters) * 512) };
+        let mut volume = Volume::new(&[set("many", FOLDER, many)]);
+        volume.chain(&(10..10 + clusters).collect::<Vec<_>>());
+        volume.fill(10, &sets);
+        let fs = volume.open();
+        let many = find(&*fs, "many").unwrap();
+        let (mut found, mut next) = (Vec::new(), Some(Cursor::default()));
+        while let Some(cursor) = next {
+            let page = fs.list(many, cursor, 700).unwrap();
+            assert!((1..=700).contains(&page.entries.len()));
+            found.extend(page.entries);
+            next = page.next;
+        }
+        assert!(found.iter().map(|entry| &*entry.name).eq(names.iter().map(String::as_bytes)));
+        assert_eq!(fs.lookup(many, b"ENTRY 9999").unwrap(), Some(found[9999].node));
+        assert!(found.iter().all(|entry| fs.stat(entry.node).is_ok()));
     }
 }
