@@ -1,4 +1,5 @@
 //! Volumes made by hand, for what no program would write.
+#![allow(clippy::cast_possible_truncation)]
 
 use super::boot::checksum32;
 use super::*;
@@ -268,4 +269,77 @@ fn a_directory_of_10_000_names_lists_in_pages_once_each() {
         assert_eq!(fs.lookup(many, b"ENTRY 9999").unwrap(), Some(found[9999].node));
         assert!(found.iter().all(|entry| fs.stat(entry.node).is_ok()));
     }
+}
+
+/// Directories and files at random, with tables at random, but right checksums.
+fn random(seed: u64) -> Volume {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut dice = |below: u64| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state % below
+    };
+    let mut sets = || {
+        let mut bytes = Vec::new();
+        for index in 0..5 {
+            let size = match dice(8) {
+                0 => dice(u64::MAX),
+                1 => dice(512 * u64::from(CLUSTERS)),
+                _ => 512 * dice(5),
+            };
+            let valid = if dice(4) == 0 { size / 2 } else { size };
+            let flags = if dice(2) == 0 { CHAIN } else { CONTIGUOUS };
+            let stream = Stream { flags, first: dice(14) as u32, valid, size };
+            bytes.extend(set(&format!("name {index}"), FOLDER * dice(2) as u16, stream));
+        }
+        bytes
+    };
+    let mut volume = Volume::new(&[sets()]);
+    for cluster in 3..12 {
+        let content = sets();
+        volume.fill(cluster, &content);
+    }
+    for cluster in 3..14 {
+        let next = if dice(3) == 0 { u32::MAX } else { dice(14) as u32 };
+        volume.put(TABLE + cluster * 4, &next.to_le_bytes());
+    }
+    volume
+}
+
+#[test]
+fn random_trees_with_right_checksums_never_panic_or_hang() {
+    let (mut entries, mut read, mut refused) = (0, 0, 0);
+    for seed in 0..300 {
+        let fs = random(seed).open();
+        let (mut waiting, mut left) = (vec![fs.root()], 300);
+        while let Some(directory) = waiting.pop() {
+            let Ok(page) = fs.list(directory, Cursor::default(), 1000) else {
+                refused += 1;
+                continue;
+            };
+            for entry in page.entries.into_iter().take(left) {
+                (left, entries) = (left - 1, entries + 1);
+                let stat = fs.stat(entry.node).unwrap();
+                if stat.file_type == FileType::Directory {
+                    waiting.push(entry.node);
+                    continue;
+                }
+                let mut buf = [0; 2000];
+                let whole = fs.read_at(entry.node, &mut buf, 0);
+                assert_eq!(whole.is_ok(), layout(&*fs, entry.node).is_ok());
+                match whole {
+                    Ok(n) => {
+                        assert_eq!(n as u64, stat.size.min(2000));
+                        read += 1;
+                    }
+                    Err(_) => refused += 1,
+                }
+            }
+            if left == 0 {
+                break;
+            }
+        }
+    }
+    assert!(entries > 1000 && read > 300 && refused > 300, "{entries} {read} {refused}");
 }

@@ -363,9 +363,9 @@ mod tests {
     /// Six clusters of 512 bytes that hold their numbers, and a table that says `next` of each.
     fn heap(next: [u16; 6]) -> Heap {
         let mut bytes = vec![0; 512];
-        for (index, next) in next.iter().enumerate() {
-            bytes[4 + index * 2..][..2].copy_from_slice(&next.to_le_bytes());
-            bytes.extend([index as u8 + 2; 512]);
+        for (number, next) in (2_u8..).zip(next) {
+            bytes[usize::from(number) * 2..][..2].copy_from_slice(&next.to_le_bytes());
+            bytes.extend([number; 512]);
         }
         let source: Arc<dyn Source> = Arc::new(MemoryDisk { bytes, disk: 0 });
         let table = Table::new(&source, Width::Fat16, 0, 6);

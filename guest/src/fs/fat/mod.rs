@@ -97,6 +97,10 @@ pub(super) fn serial(number: u32) -> String {
     format!("{:04X}-{:04X}", number >> 16, number & 0xffff)
 }
 
+/// What is called with an entry: the number of the slot after it, its name, its node, its slot. It returns
+/// whether to go on.
+type VisitEntry<'a> = dyn FnMut(u64, Vec<u16>, Node, &[u8; 32]) -> Result<bool> + 'a;
+
 struct Fat {
     about: About,
     wide: bool,
@@ -154,14 +158,8 @@ impl Fat {
         }
     }
 
-    /// Calls `visit` with the entries of a directory from slot `from` on: the number of the slot after,
-    /// the name, the node, the slot.
-    fn entries(
-        &self,
-        extent: &Extent,
-        from: u64,
-        visit: &mut dyn FnMut(u64, Vec<u16>, Node, &[u8; 32]) -> Result<bool>,
-    ) -> Result<()> {
+    /// Calls `visit` with the entries of a directory from slot `from` on.
+    fn entries(&self, extent: &Extent, from: u64, visit: &mut VisitEntry<'_>) -> Result<()> {
         let mut long = LongName::default();
         self.heap.slots(extent, from, &mut |number, place, slot| {
             match entry::kind(slot) {
