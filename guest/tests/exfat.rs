@@ -6,24 +6,31 @@ mod support;
 use std::fs;
 use std::path::Path;
 
-use guest::{Cursor, FileSystem, FileType, Status};
+use guest::{FileSystem, Status};
+use support::damage::mutate;
 use support::*;
 
 const TOOLS: &[&str] = &["mkfs.exfat", "mount.exfat-fuse"];
+
+/// Mounts an image at `at` over FUSE.
+fn mount(image: &Path, at: &Path) -> Mounted {
+    fs::create_dir_all(at).unwrap();
+    // The FUSE program wants a block device. Once detached, it stays for as long as it is mounted.
+    let attached = LoopDevice::attach(image);
+    run("mount.exfat-fuse", &[&attached.device, &at]);
+    Mounted { at: at.to_owned() }
+}
 
 /// An image of `size` bytes with clusters of `cluster`, filled by `fill` over FUSE.
 fn make(image: &Path, size: u64, cluster: &str, fill: impl FnOnce(&Path)) -> Truth {
     blank(image, size);
     run("mkfs.exfat", &[&"-L", &"LABEL", &"-c", &cluster, &image]);
-    let at = image.with_extension("mount");
-    fs::create_dir_all(&at).unwrap();
-    // The FUSE program wants a block device, which goes when it is unmounted.
-    let device = run("losetup", &[&"-f", &"--show", &image]);
-    run("mount.exfat-fuse", &[&device.trim(), &at]);
-    run("losetup", &[&"-d", &device.trim()]);
-    let mounted = Mounted { at };
+    let mounted = mount(image, &image.with_extension("mount"));
     fill(&mounted.at);
-    truth_of_directory(&mounted.at, false)
+    let truth = truth_of_directory(&mounted.at, false);
+    drop(mounted);
+    assert!(detached(image));
+    truth
 }
 
 fn open(image: &Path) -> Box<dyn FileSystem> {
@@ -59,6 +66,8 @@ fn every_size_of_clusters_shows_what_fuse_shows() {
         assert!(fs.about().used.is_some_and(|used| used > 9 << 20));
         assert_same(&truth_of_reader(&*fs, false, 17), &expected);
         let root = fs.root();
+        let fragments = fs.lookup(root, b"fragments").unwrap().unwrap();
+        assert!(cluster == "1M" || pieces(&*fs, fragments) > 3);
         assert!(fs.lookup(root, "ÜMLÄUT-中文-😀.TXT".as_bytes()).unwrap().is_some());
     }
 }
@@ -84,49 +93,32 @@ fn mutated_volumes_never_panic_or_hang() {
     mutate(&image, &[106..110, table..table + 3000, heap..heap + 60_000], 300);
 }
 
-/// Walks everything within bounds; what fails, fails.
-fn walk(fs: &dyn FileSystem) {
-    let mut waiting = vec![fs.root()];
-    let (mut left, mut buf) = (3000_u32, vec![0; 65_536]);
-    while let Some(node) = waiting.pop() {
-        let mut cursor = Cursor::default();
-        while let Ok(page) = fs.list(node, cursor, 100) {
-            for entry in &page.entries {
-                assert!(!entry.name.is_empty() && !entry.name.contains(&b'/'));
-                let Some(less) = left.checked_sub(1) else { return };
-                left = less;
-                let _ = (fs.stat(entry.node), fs.read_at(entry.node, &mut buf, 0));
-                let _ = fs.read_at(entry.node, &mut buf, 1 << 20);
-                if entry.file_type == Some(FileType::Directory) {
-                    waiting.push(entry.node);
-                }
-            }
-            let Some(next) = page.next else { break };
-            assert!(next.0 > cursor.0);
-            cursor = next;
-        }
+#[test]
+fn times_are_those_that_were_set() {
+    if missing(TOOLS) || no_root() {
+        return;
     }
+    let place = tempfile::tempdir().unwrap();
+    let image = place.path().join("image");
+    make(&image, 4 << 20, "512", |at| {
+        run("touch", &[&"-d", &"@1700000000", &at.join("file")]);
+    });
+    let fs = open(&image);
+    let node = fs.lookup(fs.root(), b"file").unwrap().unwrap();
+    let stat = fs.stat(node).unwrap();
+    assert_eq!(stat.modified.map(|time| time.seconds), Some(1_700_000_000));
+    assert_eq!(stat.mode, 0o644);
 }
 
-/// Overwrites a few bytes of the image's metadata, `rounds` times anew, and walks what is left.
-fn mutate(image: &Path, regions: &[std::ops::Range<u64>], rounds: u64) {
-    let whole = fs::read(image).unwrap();
-    let disk = disk(image);
-    for round in 0..rounds {
-        let dice = noise(round + 1, 96);
-        let mut places = Vec::new();
-        for throw in dice.chunks_exact(12).take(1 + round as usize % 8) {
-            let number = u64::from_le_bytes(throw[..8].try_into().unwrap());
-            let region = &regions[throw[8] as usize % regions.len()];
-            let place = region.start + number % (region.end - region.start - 3);
-            poke(image, place, &throw[9..10 + throw[8] as usize % 3]);
-            places.push(place);
-        }
-        if let Ok(fs) = guest::fs::open(&disk) {
-            walk(&*fs);
-        }
-        for place in places {
-            poke(image, place, &whole[place as usize..place as usize + 3]);
-        }
+#[test]
+fn a_mount_that_fails_leaves_no_loop_device() {
+    if missing(TOOLS) || no_root() {
+        return;
     }
+    let place = tempfile::tempdir().unwrap();
+    let image = place.path().join("image");
+    blank(&image, 1 << 20);
+    let at = place.path().join("mount");
+    assert!(std::panic::catch_unwind(|| mount(&image, &at)).is_err());
+    assert!(detached(&image));
 }
