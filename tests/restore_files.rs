@@ -59,7 +59,7 @@ impl Place {
     fn new(versions: &[&str]) -> Self {
         static ALONE: Mutex<()> = Mutex::new(());
         let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut hub = Hub::start();
+        let mut hub = Hub::configured("reconnect_seconds = 60\n", "");
         let mut vm = Vm::new(&hub, "web", &[16 * MIB, MIB]);
         let mut ids = Vec::new();
         for version in versions {
