@@ -245,18 +245,20 @@ fn copy(
         let cause = format!("the archive was broken off after {done} bytes: {error}");
         CtlError::failed(cause, "the hub's log says why; start again")
     };
-    let mut go = || loop {
-        let count = body.read(&mut buffer).map_err(|error| broken(done, error))?;
-        if count == 0 {
-            return Ok(());
+    let mut go = || -> CtlResult<()> {
+        loop {
+            let count = body.read(&mut buffer).map_err(|error| broken(done, error))?;
+            if count == 0 {
+                return Ok(());
+            }
+            let part = buffer.get(..count).unwrap_or_default();
+            file.write_all(part).map_err(cannot(path))?;
+            if let Some(watch) = &mut watch {
+                watch.take(part).map_err(|error| broken(done, error))?;
+            }
+            done += count as u64;
+            progress.count("downloading", done);
         }
-        let part = buffer.get(..count).unwrap_or_default();
-        file.write_all(part).map_err(cannot(path))?;
-        if let Some(watch) = &mut watch {
-            watch.take(part).map_err(|error| broken(done, error))?;
-        }
-        done += count as u64;
-        progress.count("downloading", done);
     };
     let result = go();
     progress.end();
