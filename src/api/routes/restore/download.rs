@@ -24,7 +24,7 @@ use super::stream::{Sink, body};
 use super::{Found, failure, find};
 use crate::api::Api;
 use crate::api::auth::Operator;
-use crate::api::error::{ApiError, ApiResult, Query, invalid};
+use crate::api::error::{ApiResult, Query, invalid};
 use crate::backup::{Failure, FailureKind};
 use crate::restore::Using;
 use crate::restore::files::archive::{self, Format};

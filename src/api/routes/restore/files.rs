@@ -59,7 +59,7 @@ struct FileView {
     links: u32,
 }
 
-fn word(file_type: FileType) -> &'static str {
+pub(super) fn type_word(file_type: FileType) -> &'static str {
     match file_type {
         FileType::File => "file",
         FileType::Directory => "directory",
@@ -81,7 +81,7 @@ impl FileView {
         Self {
             name: names::shown(name),
             path,
-            r#type: word(attributes.file_type),
+            r#type: type_word(attributes.file_type),
             size: attributes.size,
             mode: format!("{:04o}", attributes.mode & 0o7777),
             modified_time: timestamp(attributes.modified),
@@ -102,7 +102,7 @@ impl FileView {
             Err(error) => Self {
                 name: names::shown(&listed.name),
                 path,
-                r#type: word(FileType::Opaque),
+                r#type: type_word(FileType::Opaque),
                 size: 0,
                 mode: "0000".into(),
                 modified_time: None,
@@ -122,7 +122,7 @@ fn volumes(using: &Using) -> Vec<FileView> {
     let view = |volume: &guest::VolumeAbout| FileView {
         name: volume.name.clone(),
         path: format!("/{}", volume.name),
-        r#type: word(FileType::Directory),
+        r#type: type_word(FileType::Directory),
         size: 0,
         mode: "0555".into(),
         modified_time: None,
@@ -397,7 +397,7 @@ fn of_root(mount_id: String) -> FileInfo {
     let file = FileView {
         name: "/".into(),
         path: "/".into(),
-        r#type: word(FileType::Directory),
+        r#type: type_word(FileType::Directory),
         size: 0,
         mode: "0555".into(),
         modified_time: None,

@@ -1,5 +1,6 @@
 //! Restore points as disks, and the files on them.
 
+mod diff;
 mod download;
 mod exports;
 mod files;
@@ -23,6 +24,7 @@ use path::GuestPath;
 pub(super) fn router() -> OpenApiRouter<Api> {
     OpenApiRouter::new()
         .merge(exports::router())
+        .merge(diff::router())
         .merge(mounts::router())
         .merge(files::router())
         .merge(download::router())
