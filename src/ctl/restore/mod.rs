@@ -1,7 +1,15 @@
-//! `sendense-ctl restore`: restore points as disks.
+//! `sendense-ctl restore`: restore points as disks, and the files on them.
 
+mod download;
+mod extract;
 mod fetch;
+mod files;
+mod get;
+mod report;
 mod sink;
+
+pub(super) use extract::{ExtractArguments, extract};
+pub(super) use files::{MountArguments, mount};
 
 use std::path::PathBuf;
 
@@ -32,6 +40,8 @@ pub(super) enum RestoreCommand {
     Remove(OfExport),
     /// Tell what differs between two restore points
     Diff(DiffArguments),
+    #[command(flatten)]
+    Files(files::FilesCommand),
 }
 
 #[derive(Debug, Args)]
@@ -103,6 +113,7 @@ pub(super) fn run(context: &Context, command: RestoreCommand) -> CtlResult<u8> {
             Ok(OK)
         }
         RestoreCommand::Diff(arguments) => diff(context, &arguments),
+        RestoreCommand::Files(command) => files::run(context, command),
     }
 }
 
