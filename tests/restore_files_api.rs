@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use files_support::{BIG, HOLES, MANY, NASTY, PROGRAMS, REFUSED, Site, VOLUME, address};
 use serde_json::{Value, json};
-use workflow_support::{LIMIT, image_of};
+use workflow_support::{Hub, LIMIT, image_of};
 
 fn in_volume(path: &str) -> String {
     format!("{VOLUME}/{path}")
@@ -370,6 +370,39 @@ fn a_client_that_goes_away_frees_what_its_download_held() {
         drop(stream);
         wait_for_requests(&site, 0);
     }
+}
+
+#[test]
+fn a_download_that_takes_longer_than_the_idle_time_is_whole_and_the_mount_ends_after_it() {
+    if support::missing(&PROGRAMS) {
+        return;
+    }
+    let sections = "[restore]\nmount_idle_seconds = 1\n";
+    let site = Site::on(Hub::configured("reconnect_seconds = 60\n", sections));
+    let mount = site.mount();
+    let authority = site.hub.api.trim_start_matches("http://").to_owned();
+    let mut stream = TcpStream::connect(&authority).unwrap();
+    let request = format!(
+        "GET /api/v1/{} HTTP/1.1\r\nHost: hub\r\nConnection: close\r\nAuthorization: Bearer {}\r\n\r\n",
+        address(&mount, "download", &in_volume("big.bin")),
+        site.hub.token
+    );
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut answer = vec![0; 1 << 20];
+    stream.read_exact(&mut answer).unwrap();
+    std::thread::sleep(Duration::from_secs(3));
+    assert_eq!(site.hub.get("restore/mounts")["total"], 1, "{}", site.hub.log());
+    stream.read_to_end(&mut answer).unwrap();
+    let body = answer.windows(4).position(|bytes| bytes == b"\r\n\r\n").unwrap() + 4;
+    assert!(answer[body..] == site.read("big.bin"));
+    let since = Instant::now();
+    while site.hub.get("restore/mounts")["total"] != 0 {
+        assert!(since.elapsed() < LIMIT, "{}", site.hub.log());
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    assert_eq!(site.hub.get("restore/cleanup-status")["cleaned"], 1);
+    assert_eq!(site.ask(&mount, "files", "/").0, 404);
+    site.hub.assert_tidy();
 }
 
 /// Where a file has these bytes, which begin a page.

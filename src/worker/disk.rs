@@ -48,6 +48,11 @@ impl Storage for ReadOnlyFile {
     fn read_at(&self, mut buf: &mut [u8], mut offset: u64) -> io::Result<()> {
         while !buf.is_empty() {
             match self.file.read_at(buf, offset) {
+                // It was longer when it was opened: what is missing is no zeroes.
+                Ok(0) if offset < self.length => {
+                    let text = format!("the file ends at byte {offset}, and had {}", self.length);
+                    return Err(io::Error::new(io::ErrorKind::UnexpectedEof, text));
+                }
                 Ok(0) => {
                     buf.fill(0);
                     return Ok(());
@@ -201,6 +206,16 @@ mod tests {
         let mut found = Vec::new();
         disk.trace(4096, 1 << 30, &mut |range| found.push(range));
         assert_eq!(found, [DiskRange { disk: 2, offset: 4096, length: (1 << 20) - 4096 }]);
+    }
+
+    #[test]
+    fn a_file_that_is_cut_off_while_it_is_open_gives_no_zeroes() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = open(0, chain(dir.path())).unwrap();
+        let base = File::options().write(true).open(dir.path().join("base.qcow2")).unwrap();
+        base.set_len(base.metadata().unwrap().len() - 65_536).unwrap();
+        let mut bytes = [0; 5];
+        assert_eq!(disk.read_at(&mut bytes, 4096).unwrap_err().kind, ErrorKind::Io);
     }
 
     #[test]
