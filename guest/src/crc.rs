@@ -1,26 +1,10 @@
 //! The CRC-32 of GPT headers and LVM2 metadata.
 
-const TABLE: [u32; 256] = {
-    let mut table = [0; 256];
-    let mut number: u32 = 0;
-    while number < 256 {
-        let mut value = number;
-        let mut bit = 0;
-        while bit < 8 {
-            value = if value & 1 == 1 { value >> 1 ^ 0xedb8_8320 } else { value >> 1 };
-            bit += 1;
-        }
-        table[number as usize] = value;
-        number += 1;
-    }
-    table
-};
-
 /// Goes on from `state` with `bytes`; neither start nor end is inverted.
 pub(crate) fn update(state: u32, bytes: &[u8]) -> u32 {
-    bytes
-        .iter()
-        .fold(state, |state, &byte| state >> 8 ^ TABLE[usize::from((state & 0xff) as u8 ^ byte)])
+    let mut hasher = crc32fast::Hasher::new_with_initial(!state);
+    hasher.update(bytes);
+    !hasher.finalize()
 }
 
 /// The CRC-32 of IEEE 802.3.

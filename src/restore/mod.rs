@@ -1,8 +1,10 @@
 //! Restore points as disks: exports to read or boot from, and what differs between two of them. And as
-//! files: mounts.
+//! files: mounts, and what is handed out of the trees on those disks.
 
 mod diff;
 mod exports;
+pub mod files;
+pub mod fuse;
 mod mounts;
 
 pub use diff::{Difference, difference};

@@ -201,9 +201,12 @@ impl Worker {
 
     /// Bytes of memory that it has now; 0 where that cannot be told.
     pub fn memory(&self) -> u64 {
-        let text = std::fs::read_to_string(format!("/proc/{}/statm", self.pid)).unwrap_or_default();
-        let pages = text.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok());
-        pages.unwrap_or(0) * rustix::param::page_size() as u64
+        let text = std::fs::read_to_string(format!("/proc/{}/status", self.pid));
+        let text = text.unwrap_or_default();
+        let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kibibytes =
+            line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok());
+        kibibytes.unwrap_or(0) * 1024
     }
 
     /// Ends it, even in the middle of an answer.

@@ -27,5 +27,5 @@ pub(super) fn join(low: u32, high: u32) -> u64 {
 
 /// CRC-32C as this format chains it: without the final inversion.
 pub(super) fn crc32c(seed: u32, bytes: &[u8]) -> u32 {
-    fs_ext4::checksum::linux_crc32c(seed, bytes)
+    !crc32c::crc32c_append(!seed, bytes)
 }

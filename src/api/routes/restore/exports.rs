@@ -1,4 +1,4 @@
-//! Restore points as disks.
+//! Restore points as disks: exports, and what differs.
 
 use axum::Json;
 use axum::extract::{Path, State};
@@ -8,10 +8,10 @@ use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::super::Api;
-use super::super::auth::{Operator, Viewer};
-use super::super::error::{ApiResult, Body, Query};
-use super::super::views::Done;
+use crate::api::Api;
+use crate::api::auth::{Operator, Viewer};
+use crate::api::error::{ApiResult, Body, Query};
+use crate::api::views::Done;
 use crate::model::Timestamp;
 use crate::restore::{RestoreExport, Wish, difference};
 
