@@ -6,7 +6,8 @@ mod support;
 use std::fs;
 use std::path::Path;
 
-use guest::{Cursor, FileSystem, FileType, Status};
+use guest::{FileSystem, Status};
+use support::damage::mutate;
 use support::*;
 
 const TOOLS: &[&str] = &["mkfs.exfat", "mount.exfat-fuse"];
@@ -82,51 +83,4 @@ fn mutated_volumes_never_panic_or_hang() {
         |at: usize| u64::from(u32::from_le_bytes(boot[at..at + 4].try_into().unwrap())) * 512;
     let (table, heap) = (sector(80), sector(88));
     mutate(&image, &[106..110, table..table + 3000, heap..heap + 60_000], 300);
-}
-
-/// Walks everything within bounds; what fails, fails.
-fn walk(fs: &dyn FileSystem) {
-    let mut waiting = vec![fs.root()];
-    let (mut left, mut buf) = (3000_u32, vec![0; 65_536]);
-    while let Some(node) = waiting.pop() {
-        let mut cursor = Cursor::default();
-        while let Ok(page) = fs.list(node, cursor, 100) {
-            for entry in &page.entries {
-                assert!(!entry.name.is_empty() && !entry.name.contains(&b'/'));
-                let Some(less) = left.checked_sub(1) else { return };
-                left = less;
-                let _ = (fs.stat(entry.node), fs.read_at(entry.node, &mut buf, 0));
-                let _ = fs.read_at(entry.node, &mut buf, 1 << 20);
-                if entry.file_type == Some(FileType::Directory) {
-                    waiting.push(entry.node);
-                }
-            }
-            let Some(next) = page.next else { break };
-            assert!(next.0 > cursor.0);
-            cursor = next;
-        }
-    }
-}
-
-/// Overwrites a few bytes of the image's metadata, `rounds` times anew, and walks what is left.
-fn mutate(image: &Path, regions: &[std::ops::Range<u64>], rounds: u64) {
-    let whole = fs::read(image).unwrap();
-    let disk = disk(image);
-    for round in 0..rounds {
-        let dice = noise(round + 1, 96);
-        let mut places = Vec::new();
-        for throw in dice.chunks_exact(12).take(1 + round as usize % 8) {
-            let number = u64::from_le_bytes(throw[..8].try_into().unwrap());
-            let region = &regions[throw[8] as usize % regions.len()];
-            let place = region.start + number % (region.end - region.start - 3);
-            poke(image, place, &throw[9..10 + throw[8] as usize % 3]);
-            places.push(place);
-        }
-        if let Ok(fs) = guest::fs::open(&disk) {
-            walk(&*fs);
-        }
-        for place in places {
-            poke(image, place, &whole[place as usize..place as usize + 3]);
-        }
-    }
 }

@@ -1,6 +1,8 @@
 //! What tests of readers share: trees, foreign mounts, and the truth about both.
 #![allow(dead_code, clippy::unwrap_used, clippy::print_stdout, missing_docs)]
 
+pub mod damage;
+
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
