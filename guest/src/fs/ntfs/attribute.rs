@@ -75,7 +75,7 @@ impl<'a> Attribute<'a> {
             return Ok(None);
         }
         let length = u32_at(record, at + 4)? as usize;
-        if length < 0x18 || length % 8 != 0 {
+        if length < 0x18 || !length.is_multiple_of(8) {
             return Err(Error::corrupt(format!("an attribute of {length} bytes at byte {at}")));
         }
         let bytes = part(record, at, length)?;

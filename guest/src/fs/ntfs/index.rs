@@ -151,7 +151,7 @@ impl Directory {
         loop {
             let length = usize::from(u16_at(used, at + 8)?);
             let flags = u16_at(used, at + 0x0c)?;
-            if length < 0x10 || length % 8 != 0 {
+            if length < 0x10 || !length.is_multiple_of(8) {
                 return Err(Error::corrupt(format!("an entry of {length} bytes at byte {at}")));
             }
             let entry = part(used, at, length)?;

@@ -198,3 +198,36 @@ fn boot_params(geometry: &Geometry) -> Result<BootParams> {
         oem_id: *b"NTFS    ",
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::source::MemoryDisk;
+
+    fn overlay(writes: &[(u64, &[u8])]) -> Result<Overlay> {
+        let below = Arc::new(MemoryDisk { bytes: vec![b'.'; 20], disk: 0 });
+        Overlay::new(below, writes.iter().map(|(at, bytes)| (*at, bytes.to_vec())).collect())
+    }
+
+    #[test]
+    fn every_part_of_an_overlay_shows_what_was_replayed_there() {
+        let overlay = overlay(&[(2, b"abcdef"), (8, b"g"), (15, b"hij")]).unwrap();
+        let whole = b"..abcdefg......hij..";
+        for from in 0..20 {
+            for to in from + 1..=20 {
+                let mut buf = vec![0; to - from];
+                overlay.read_at(&mut buf, from as u64).unwrap();
+                assert_eq!(buf, whole[from..to]);
+                let changed = whole[from..to].iter().any(|byte| *byte != b'.');
+                assert_eq!(overlay.covers(from as u64, (to - from) as u64), changed);
+            }
+        }
+    }
+
+    #[test]
+    fn blocks_that_overlap_or_lie_outside_are_refused() {
+        assert!(overlay(&[(2, b"abc"), (4, b"d")]).is_err());
+        assert!(overlay(&[(18, b"abc")]).is_err());
+        assert!(overlay(&[(u64::MAX, b"abc")]).is_err());
+    }
+}

@@ -87,7 +87,8 @@ mod tests {
     use super::*;
 
     fn chunk(body: &[u8], compressed: bool) -> Vec<u8> {
-        let header = 0x3000 | (body.len() - 1) as u16 | if compressed { 0x8000 } else { 0 };
+        let header =
+            0x3000 | u16::try_from(body.len() - 1).unwrap() | if compressed { 0x8000 } else { 0 };
         [&header.to_le_bytes(), body].concat()
     }
 

@@ -39,7 +39,7 @@ impl Mft {
     pub(super) fn open(source: Arc<dyn Source>, geometry: Geometry) -> Result<Self> {
         let at = |cluster: u64| {
             let mut bytes = vec![0; geometry.record as usize];
-            let offset = cluster.checked_mul(geometry.cluster).unwrap_or(u64::MAX);
+            let offset = cluster.saturating_mul(geometry.cluster);
             source.read_at(&mut bytes, offset)?;
             Record::parse(0, bytes, geometry.sector)
         };
@@ -52,9 +52,9 @@ impl Mft {
             return Err(Error::corrupt("$MFT is resident"));
         };
         runs::decode(extent.pairs, 0, geometry.clusters(), &mut runs)?;
-        let sizes = (extent.size, extent.initialized, extent.allocated);
+        let sizes = (extent.size, extent.initialized);
         let known = runs::end(&runs).saturating_mul(geometry.cluster);
-        let partial = (sizes.0.min(known), sizes.1.min(known), sizes.2);
+        let partial = (sizes.0.min(known), sizes.1.min(known));
         let blocks = Mutex::new(VecDeque::new());
         let stream = Stream::in_clusters(runs.clone(), geometry.cluster, 0, partial)?;
         let mut mft = Self { source, geometry, stream, blocks };
@@ -67,7 +67,7 @@ impl Mft {
                 let attributes = record.attributes()?;
                 mft.add_extent(&attributes, entry, &mut runs)?;
                 let known = runs::end(&runs).saturating_mul(geometry.cluster);
-                let partial = (sizes.0.min(known), sizes.1.min(known), sizes.2);
+                let partial = (sizes.0.min(known), sizes.1.min(known));
                 mft.stream = Stream::in_clusters(runs.clone(), geometry.cluster, 0, partial)?;
             }
         }
@@ -100,12 +100,12 @@ impl Mft {
         let lock = || self.blocks.lock().unwrap_or_else(PoisonError::into_inner);
         {
             let mut blocks = lock();
-            if let Some(at) = blocks.iter().position(|(kept, _)| *kept == number) {
-                if let Some(found) = blocks.remove(at) {
-                    let block = Arc::clone(&found.1);
-                    blocks.push_front(found);
-                    return Ok(block);
-                }
+            if let Some(at) = blocks.iter().position(|(kept, _)| *kept == number)
+                && let Some(found) = blocks.remove(at)
+            {
+                let block = Arc::clone(&found.1);
+                blocks.push_front(found);
+                return Ok(block);
             }
         }
         let offset = number * BLOCK;
@@ -167,7 +167,7 @@ impl Mft {
             Form::NonResident(extent) => {
                 let mut runs = Vec::new();
                 runs::decode(extent.pairs, extent.lowest, self.geometry.clusters(), &mut runs)?;
-                let sizes = (extent.size, extent.initialized, extent.allocated);
+                let sizes = (extent.size, extent.initialized);
                 Stream::in_clusters(runs, self.geometry.cluster, 0, sizes)?
                     .read_all(&*self.source, MAX_LIST)?
             }
@@ -296,8 +296,7 @@ impl Mft {
                         return Err(Error::unsupported(format!("compression method {method}")));
                     }
                 };
-                let allocated = extent.taken.unwrap_or(extent.allocated);
-                let sizes = (extent.size, extent.initialized, allocated);
+                let sizes = (extent.size, extent.initialized);
                 Stream::in_clusters(runs, self.geometry.cluster, unit, sizes)
             }
         }

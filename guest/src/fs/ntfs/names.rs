@@ -81,7 +81,7 @@ mod tests {
     #[test]
     fn names_go_there_and_back_with_unpaired_surrogates() {
         for units in [
-            &[0x61, 0x4e2d, 0xd83d, 0xde00][..],
+            &[0x61_u16, 0x4e2d, 0xd83d, 0xde00][..],
             &[0xd83d],
             &[0xde00, 0xd83d, 0x61],
             &[0xdfff, 0xdfff],

@@ -64,7 +64,7 @@ impl Record {
             apply_fixups(bytes, b"FILE", sector)?;
             let used = u32_at(bytes, 0x18)? as usize;
             let first = usize::from(u16_at(bytes, 0x14)?);
-            if used > bytes.len() || first < 0x28 || first % 8 != 0 || first >= used {
+            if used > bytes.len() || first < 0x28 || !first.is_multiple_of(8) || first >= used {
                 return Err(Error::corrupt(format!("attributes from byte {first} of {used}")));
             }
             bytes.truncate(used);

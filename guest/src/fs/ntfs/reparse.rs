@@ -108,11 +108,12 @@ mod tests {
 
     fn point(tag: u32, flags: Option<u32>, target: &str) -> Vec<u8> {
         let name = utf16(target);
-        let length = (name.len() as u16).to_le_bytes();
+        let length = u16::try_from(name.len()).unwrap().to_le_bytes();
         let mut data = [&[0, 0][..], &length, &length, &[0, 0]].concat();
         data.extend(flags.iter().flat_map(|flags| flags.to_le_bytes()));
         data.extend(name);
-        [&tag.to_le_bytes()[..], &(data.len() as u16).to_le_bytes(), &[0, 0], &data].concat()
+        [&tag.to_le_bytes()[..], &u16::try_from(data.len()).unwrap().to_le_bytes(), &[0, 0], &data]
+            .concat()
     }
 
     fn target(bytes: &[u8]) -> String {

@@ -13,7 +13,7 @@ const MAX_UNIT: u64 = 1 << 20;
 
 /// Where the bytes of a value are.
 #[derive(Debug)]
-pub(super) enum Content {
+enum Content {
     /// Here.
     Resident(Vec<u8>),
     /// In clusters.
@@ -30,8 +30,6 @@ pub(super) enum Content {
 pub(super) struct Stream {
     /// Bytes of it.
     pub(super) size: u64,
-    /// Bytes that it takes.
-    pub(super) allocated: u64,
     content: Content,
     initialized: u64,
     cluster: u64,
@@ -45,7 +43,6 @@ impl Stream {
         let size = bytes.len() as u64;
         Self {
             size,
-            allocated: 0,
             content: Content::Resident(bytes),
             initialized: size,
             cluster: 1,
@@ -61,7 +58,7 @@ impl Stream {
         runs: Vec<Run>,
         cluster: u64,
         unit_shift: u8,
-        (size, initialized, allocated): (u64, u64, u64),
+        (size, initialized): (u64, u64),
     ) -> Result<Self> {
         let unit = match unit_shift {
             0 => 0,
@@ -79,7 +76,7 @@ impl Stream {
             )));
         }
         let content = Content::Runs { runs, unit };
-        Ok(Self { size, allocated, content, initialized, cluster, last: Mutex::new(None) })
+        Ok(Self { size, content, initialized, cluster, last: Mutex::new(None) })
     }
 
     /// Fills `buf` from byte `offset`, as far as there are bytes.

@@ -35,6 +35,8 @@ const KEPT: usize = 32;
 const NAME_REPARSE: u32 = 0x400;
 const NAME_DIRECTORY: u32 = 0x1000_0000;
 const HIBERFIL: &[u8] = b"hiberfil.sys";
+const HIBERNATED: &str =
+    "Windows is hibernated on it: its newest changes are in the memory that it saved";
 
 /// A few values by file reference, those used last.
 struct Kept<T>(Mutex<VecDeque<(u64, Arc<T>)>>);
@@ -85,7 +87,9 @@ impl Ntfs {
         let mft = Mft::open(Arc::clone(source), geometry)?;
         let Some(why) = journal::pending(&mft)? else {
             let mut ntfs = Self::with(mft, None, Status::Clean)?;
-            if ntfs.is_dirty()? {
+            if ntfs.is_hibernated()? {
+                ntfs.about.status = Status::Stale(HIBERNATED.to_owned());
+            } else if ntfs.is_dirty()? {
                 ntfs.about.status = Status::Stale(
                     "the volume is marked to be checked: it was not unmounted, or Windows found damage on it"
                         .to_owned(),
@@ -96,12 +100,10 @@ impl Ntfs {
         // A volume whose changes wait may not be readable before they are made: that is no failure yet.
         let before = Self::with(mft, None, Status::Stale(String::new()));
         let reason = match &before {
-            Ok(ntfs) if ntfs.is_hibernated().unwrap_or(false) => {
-                "Windows is hibernated on it, and its newest changes are in the memory that it saved".to_owned()
-            }
+            Ok(ntfs) if ntfs.is_hibernated().unwrap_or(false) => HIBERNATED.to_owned(),
             _ => match Self::replayed(source, geometry) {
                 Ok(ntfs) if !ntfs.is_hibernated()? => return Ok(ntfs),
-                Ok(_) => "Windows is hibernated on it".to_owned(),
+                Ok(_) => HIBERNATED.to_owned(),
                 Err(error) => {
                     format!("its journal could not be replayed ({}; {why})", error.message)
                 }
@@ -165,12 +167,15 @@ impl Ntfs {
     fn directory(&self, node: Node) -> Result<Arc<Directory>> {
         self.directories.find_or(node.0, || {
             let record = self.mft.file(node.0)?;
-            Directory::open(&self.mft, &record)?.ok_or_else(|| {
-                Error::new(
-                    ErrorKind::NotADirectory,
-                    format!("file {} is no directory", record.number),
-                )
-            })
+            let wrong = || {
+                let what = format!("file {} is no directory", record.number);
+                Error::new(ErrorKind::NotADirectory, what)
+            };
+            // A junction has an index as well.
+            match File::open(&self.mft, &record)?.attributes.file_type {
+                FileType::Directory => Directory::open(&self.mft, &record)?.ok_or_else(wrong),
+                _ => Err(wrong()),
+            }
         })
     }
 
@@ -295,10 +300,15 @@ impl FileSystem for Ntfs {
     fn layout(&self, file: Node, visit: &mut dyn FnMut(Piece) -> bool) -> Result<()> {
         let stream = self.stream(file)?;
         stream.layout(&mut |mut piece| {
-            if let (Some(overlay), Place::Volume(at)) = (&self.overlay, piece.place) {
-                if overlay.covers(at, piece.length) {
-                    piece.place = Place::Elsewhere;
-                }
+            let lies = match piece.place {
+                Place::Volume(at) => Some((at, piece.length)),
+                Place::Encoded { offset, length } => Some((offset, length)),
+                Place::Hole | Place::Elsewhere => None,
+            };
+            if let (Some(overlay), Some((at, length))) = (&self.overlay, lies)
+                && overlay.covers(at, length)
+            {
+                piece.place = Place::Elsewhere;
             }
             visit(piece)
         })
