@@ -1,5 +1,5 @@
 //! btrfs against the kernel.
-#![allow(clippy::unwrap_used, unreachable_pub)]
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation, unreachable_pub)]
 
 mod support;
 
@@ -216,6 +216,23 @@ fn several_devices_are_refused_by_name() {
     let error = guest::fs::open(&disk(&image)).err().unwrap();
     assert_eq!(error.kind, ErrorKind::Unsupported);
     assert_eq!(error.message, "btrfs on several devices");
+}
+
+#[test]
+fn a_copy_of_a_damaged_superblock_is_taken_and_said_to_be() {
+    if unfit() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let image = dir.path().join("image");
+    make(&image, &["-L", "label"]);
+    poke(&image, 65_536 + 0x12b, b"other");
+    let fs = open(&image);
+    assert!(matches!(&fs.about().status, Status::Stale(why) if why.contains("superblock")));
+    assert_eq!(fs.about().label, "label");
+    assert_eq!(fs.list(fs.root(), Cursor::default(), 10).unwrap().entries, []);
+    poke(&image, 65_536 + 0x40, b"_NOTHING");
+    assert_eq!(guest::fs::open(&disk(&image)).err().unwrap().kind, ErrorKind::NotFound);
 }
 
 /// An image with bytes changed.

@@ -1,5 +1,5 @@
 //! XFS against the kernel.
-#![allow(clippy::unwrap_used, unreachable_pub)]
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation, unreachable_pub)]
 
 mod support;
 
@@ -38,8 +38,8 @@ fn truth_by_kernel(image: &Path, at: &Path) -> Truth {
     truth_of_directory(at, true)
 }
 
-/// An image of version 4, which kernels no longer mount: mkfs fills it from a list. What is in it.
-fn make_version_4(image: &Path, dir: &Path, options: &[&str]) -> Truth {
+/// An image of a kind that kernels no longer mount: mkfs fills it from a list. What is in it.
+fn make_listed(image: &Path, dir: &Path, options: &[&str]) -> Truth {
     let tree = dir.join("tree");
     let many = tree.join("d/many");
     fs::create_dir_all(&many).unwrap();
@@ -62,7 +62,7 @@ fn make_version_4(image: &Path, dir: &Path, options: &[&str]) -> Truth {
     let proto = dir.join("list");
     fs::write(&proto, list).unwrap();
     let proto = proto.display().to_string();
-    make(image, &[&["-m", "crc=0", "-p", &proto], options].concat());
+    make(image, &[&["-p", &proto], options].concat());
 
     std::os::unix::fs::symlink("t/".repeat(60), tree.join("link")).unwrap();
     run("mkfifo", &[&many.join("pipe")]);
@@ -78,14 +78,33 @@ fn version_4_reads_as_mkfs_filled_it() {
     }
     let dir = tempfile::tempdir().unwrap();
     let image = dir.path().join("image");
-    let variants: [&[&str]; 2] =
-        [&["-b", "size=512", "-i", "size=256", "-d", "agcount=2"], &["-n", "ftype=0"]];
+    let variants: [&[&str]; 2] = [
+        &["-m", "crc=0", "-b", "size=512", "-i", "size=256", "-d", "agcount=2"],
+        &["-m", "crc=0", "-n", "ftype=0"],
+    ];
     for options in variants {
-        let truth = make_version_4(&image, dir.path(), options);
+        let truth = make_listed(&image, dir.path(), options);
         let fs = open(&image);
         assert_eq!(fs.about().status, Status::Clean);
         assert_same(&truth_of_reader(&*fs, false, 11), &truth);
     }
+}
+
+#[test]
+fn names_are_found_regardless_of_case_where_the_volume_says_so() {
+    if unfit() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let image = dir.path().join("image");
+    let truth = make_listed(&image, dir.path(), &["-n", "version=ci"]);
+    let fs = open(&image);
+    assert_same(&truth_of_reader(&*fs, false, 11), &truth);
+    let find = |directory, name: &str| fs.lookup(directory, name.as_bytes()).unwrap();
+    let many = find(find(fs.root(), "D").unwrap(), "Many").unwrap();
+    assert_eq!(find(many, "FILE-7"), find(many, "file-7"));
+    assert!(find(many, "File-299").is_some());
+    assert_eq!(find(many, "file-300"), None);
 }
 
 /// Files with every kind of extent.
@@ -310,6 +329,46 @@ fn a_realtime_file_and_a_truncated_volume_are_refused_by_name() {
     assert_eq!(error.kind, ErrorKind::Corrupt);
 }
 
+#[test]
+fn inodes_that_were_unlinked_while_open_leave_a_clean_volume_clean() {
+    if unfit() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (image, at) = (dir.path().join("image"), dir.path().join("at"));
+    make(&image, &[]);
+    let truth = {
+        let _mounted = Mounted::by_kernel(&image, &at, "nouuid");
+        make_tree(&at, Wish { many: 100, unix: true, huge: false });
+        truth_of_directory(&at, true)
+    };
+    run("xfs_db", &[&"-x", &"-c", &"agi 0", &"-c", &"write unlinked[5] 133", &image]);
+    let fs = open(&image);
+    assert_eq!(fs.about().status, Status::Clean);
+    assert_same(&truth_of_reader(&*fs, true, 100), &truth);
+}
+
+#[test]
+fn several_threads_read_the_same_files() {
+    if unfit() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (image, at) = (dir.path().join("image"), dir.path().join("at"));
+    make(&image, &[]);
+    let truth = {
+        let _mounted = Mounted::by_kernel(&image, &at, "nouuid");
+        make_tree(&at, Wish { many: 100, unix: true, huge: false });
+        truth_of_directory(&at, true)
+    };
+    let fs = open(&image);
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| assert_same(&truth_of_reader(&*fs, true, 10), &truth));
+        }
+    });
+}
+
 /// An image with bytes changed.
 struct Patched {
     inner: Arc<dyn Source>,
@@ -324,11 +383,11 @@ impl Source for Patched {
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> guest::Result<()> {
         self.inner.read_at(buf, offset)?;
-        for (index, byte) in self.bytes.iter().enumerate() {
-            let within = (self.at + index as u64).checked_sub(offset);
-            if let Some(place) = within.and_then(|at| buf.get_mut(at as usize)) {
-                *place = *byte;
-            }
+        let (start, end) = (self.at.max(offset), self.at + self.bytes.len() as u64);
+        let end = end.min(offset + buf.len() as u64);
+        if start < end {
+            let bytes = &self.bytes[(start - self.at) as usize..(end - self.at) as usize];
+            buf[(start - offset) as usize..(end - offset) as usize].copy_from_slice(bytes);
         }
         Ok(())
     }
@@ -433,7 +492,7 @@ fn damage_is_found_by_checksums_and_what_has_none_does_no_harm() {
             make_extents(&at, false);
             truth_of_directory(&at, true)
         } else {
-            make_version_4(&image, dir.path(), &["-b", "size=1024", "-d", "agcount=2"])
+            make_listed(&image, dir.path(), &["-m", "crc=0", "-b", "size=1024", "-d", "agcount=2"])
         };
         let blocks = metadata(&image, v5);
         let source = disk(&image);
@@ -460,4 +519,54 @@ fn damage_is_found_by_checksums_and_what_has_none_does_no_harm() {
             }
         }
     }
+}
+
+#[test]
+fn a_log_whose_records_make_no_sense_does_no_harm() {
+    if unfit() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (image, at) = (dir.path().join("image"), dir.path().join("at"));
+    let copied = dir.path().join("copied");
+    make(&image, &[]);
+    {
+        let _mounted = Mounted::by_kernel(&image, &at, "nouuid");
+        make_tree(&at, Wish { many: 450, unix: true, huge: false });
+        run("sync", &[&"-f", &at]);
+        change(&at);
+        copy(&image, &copied);
+    }
+    let source = disk(&copied);
+    let records: Vec<u64> = (0..5).map(|back| record_of_log(&copied, back)).collect();
+    let mut random = noise(77, 8 * 2048).into_iter().cycle();
+    let mut next =
+        move || random.by_ref().take(8).fold(0_usize, |value, byte| value << 8 | usize::from(byte));
+    let mut opened = 0;
+    for _ in 0..80 {
+        let record = records[next() % records.len()];
+        let mut bytes = vec![0; 512];
+        source.read_at(&mut bytes, record).unwrap();
+        let length = u32::from_be_bytes(bytes[12..16].try_into().unwrap()) as usize;
+        if length == 0 || length > 32 << 10 {
+            continue;
+        }
+        bytes.resize(512 + length, 0);
+        source.read_at(&mut bytes, record).unwrap();
+        for _ in 0..=next() % 6 {
+            // The beginnings of items, or anything.
+            let within = if next() % 2 == 0 { length.min(700) } else { length };
+            bytes[512 + next() % within] = next() as u8;
+        }
+        let (header, data) = bytes.split_at(512);
+        let sum = fs_xfs::log::record_checksum(header, data);
+        bytes[32..36].copy_from_slice(&sum.to_le_bytes());
+        let patched: Arc<dyn Source> =
+            Arc::new(Patched { inner: source.clone(), at: record, bytes });
+        if let Ok(fs) = guest::fs::open(&patched) {
+            opened += 1;
+            walk(&*fs, None);
+        }
+    }
+    assert!(opened > 0);
 }

@@ -16,6 +16,8 @@ use crate::fs::{Cursor, Entry, Node, Page};
 const LEAF_OFFSET: u64 = 32 << 30;
 /// Names of a page, whatever the caller would take.
 const MAX_PAGE: usize = 1 << 16;
+/// Names that are looked at together.
+const SCAN_PAGE: usize = 1 << 12;
 
 /// A page of the directory `inode`.
 ///
@@ -60,6 +62,29 @@ pub(super) fn list(
         at += block;
     }
     Ok(page)
+}
+
+/// Finds the first name that `matches`, one after the other.
+///
+/// # Errors
+/// `NotADirectory`, `Corrupt`, `Limit`, `Io`.
+pub(super) fn scan(
+    xfs: &Xfs,
+    inode: &Inode,
+    raw: &[u8],
+    matches: impl Fn(&[u8]) -> bool,
+) -> Result<Option<Node>> {
+    let mut cursor = Cursor::default();
+    loop {
+        let page = list(xfs, inode, raw, cursor, SCAN_PAGE)?;
+        if let Some(entry) = page.entries.iter().find(|entry| matches(&entry.name)) {
+            return Ok(Some(entry.node));
+        }
+        match page.next {
+            Some(next) => cursor = next,
+            None => return Ok(None),
+        }
+    }
 }
 
 fn list_short_form(

@@ -22,6 +22,8 @@ const MAX_HEADERS: u64 = 16;
 const MAX_DATA: u64 = 2 * 256 * 1024;
 /// Bytes of data that one block of headers has the cycles of (`XLOG_HEADER_CYCLE_SIZE`).
 const CYCLE_SIZE: u64 = 32 * 1024;
+/// Blocks between tail and head that are replayed at most, because they are held in memory: 512 MiB.
+const MAX_REPLAY: u64 = (512 << 20) / BLOCK;
 /// Records that can be under way at once, and so be torn (`XLOG_MAX_ICLOGS`).
 const MAX_TORN: usize = 8;
 const MAGIC: u32 = 0xfeed_babe;
@@ -58,7 +60,7 @@ struct Record {
 /// where the log is whole, or is nothing that this can tell.
 ///
 /// # Errors
-/// `Io`; `Corrupt` where no record can be replayed.
+/// `Io`; `Corrupt` where no record can be replayed; `Limit` where they are too many.
 pub(super) fn torn_records(source: &dyn Source, sb: &Superblock) -> Result<HashSet<u64>> {
     let start = sb.fsblock_offset(sb.logstart);
     let blocks = u64::from(sb.logblocks) * u64::from(sb.blocksize) / BLOCK;
@@ -179,8 +181,11 @@ impl Ring<'_> {
         while at < self.blocks && walked <= self.blocks {
             let record = self.record(at, &self.read(at, 1)?);
             let Some(record) = record.filter(|record| record.lsn >= lsn) else { return Ok(false) };
-            if record.lsn == last.lsn {
+            if record.lsn == last.lsn && walked <= MAX_REPLAY {
                 return Ok(true);
+            }
+            if walked > MAX_REPLAY {
+                return Err(Error::limit("more of the XFS log is in use than is held in memory"));
             }
             if record.lsn > last.lsn || !self.is_whole(&record)? {
                 return Ok(false);

@@ -7,7 +7,7 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use fs_core::BlockRead;
 use fs_xfs::Superblock;
@@ -22,6 +22,11 @@ const CHUNK: u64 = 16 << 10;
 const CHUNKS: usize = 512;
 /// Reads of at least this many bytes (the log) go past the cache.
 const LARGE: usize = 128 << 10;
+
+/// Basic blocks that a replay may put in memory, each of which it reads once before: 256 MiB.
+const MAX_REPLAYED: usize = 1 << 19;
+/// Bytes of a basic block.
+const BASIC_BLOCK: usize = 512;
 
 /// `sb_logstart`, `sb_logblocks` within the superblock.
 const SB_LOGSTART: usize = 48;
@@ -46,15 +51,30 @@ pub(super) struct Metadata {
     /// Bytes on the volume where blocks of the log begin that are hidden.
     torn: HashSet<u64>,
     mask: Option<Mask>,
+    opening: Opening,
+}
+
+/// What goes on while the crate opens the volume. Its replay takes no notice of reads that fail, and has
+/// no bound of its own.
+struct Opening {
+    goes_on: AtomicBool,
+    failed: AtomicBool,
+    /// Reads of one basic block.
+    blocks: AtomicUsize,
 }
 
 impl Metadata {
     /// The volume without the `torn` blocks of its log.
     pub(super) fn new(source: Arc<dyn Source>, torn: HashSet<u64>) -> Self {
-        Self { source, chunks: Recent::new(CHUNKS), torn, mask: None }
+        let opening = Opening {
+            goes_on: AtomicBool::new(true),
+            failed: AtomicBool::new(false),
+            blocks: AtomicUsize::new(0),
+        };
+        Self { source, chunks: Recent::new(CHUNKS), torn, mask: None, opening }
     }
 
-    /// The volume without its log, until [`Self::unmask`].
+    /// The volume without its log, until [`Self::opened`].
     pub(super) fn masked(source: Arc<dyn Source>, superblock: &Superblock) -> Self {
         let mut superblock = superblock.clone();
         if !superblock.has_internal_log() {
@@ -69,11 +89,13 @@ impl Metadata {
         Self { mask: Some(mask), ..Self::new(source, HashSet::new()) }
     }
 
-    /// Shows the volume as it is from now on.
-    pub(super) fn unmask(&self) {
+    /// Shows the volume as it is from now on. Whether all could be read until here.
+    pub(super) fn opened(&self) -> bool {
+        self.opening.goes_on.store(false, Ordering::Release);
         if let Some(mask) = &self.mask {
             mask.up.store(false, Ordering::Release);
         }
+        !self.opening.failed.load(Ordering::Acquire)
     }
 
     fn read(&self, offset: u64, buf: &mut [u8]) -> crate::Result<()> {
@@ -112,8 +134,18 @@ impl Metadata {
 
 impl BlockRead for Metadata {
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> fs_core::Result<()> {
-        self.read(offset, buf)
-            .map_err(|e| fs_core::Error::Io(std::io::Error::other(e.to_string())))?;
+        let opening = &self.opening;
+        if buf.len() == BASIC_BLOCK
+            && opening.goes_on.load(Ordering::Acquire)
+            && opening.blocks.fetch_add(1, Ordering::Relaxed) >= MAX_REPLAYED
+        {
+            // The replay would go on after an error. Who opens the volume catches this.
+            std::panic::resume_unwind(Box::new("too large a replay"));
+        }
+        self.read(offset, buf).map_err(|e| {
+            opening.failed.store(true, Ordering::Release);
+            fs_core::Error::Io(std::io::Error::other(e.to_string()))
+        })?;
         for &block in &self.torn {
             let within = block.checked_sub(offset).and_then(|at| usize::try_from(at).ok());
             if let Some(magic) = within.and_then(|at| buf.get_mut(at..)?.get_mut(..4)) {

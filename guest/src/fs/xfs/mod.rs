@@ -12,6 +12,7 @@ mod log;
 mod metadata;
 
 use std::collections::HashSet;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use fs_xfs::inode::{Inode, Timestamp};
@@ -110,7 +111,9 @@ fn mount(source: &Arc<dyn Source>, sb: &Superblock) -> Result<(fs_xfs::Filesyste
     };
     let device = Arc::new(Metadata::masked(Arc::clone(source), sb));
     let fs = fs_xfs::Filesystem::mount_with_cache(device.clone(), 0).map_err(error_of)?;
-    device.unmask();
+    if !device.opened() {
+        return Err(Error::new(ErrorKind::Io, "a part of this XFS cannot be read"));
+    }
     let stale = |reason| Status::Stale(format!("{reason}: the newest changes may be missing"));
     Ok((fs, reason.map_or(Status::Clean, stale)))
 }
@@ -130,7 +133,13 @@ fn mount_with_log(
         _ => HashSet::new(),
     };
     let device = Arc::new(Metadata::new(Arc::clone(source), torn));
-    match fs_xfs::Filesystem::mount_with_cache(device, 0) {
+    // The crate asserts what a log says. Nothing of a replay that panicked is kept.
+    let mounted =
+        catch_unwind(AssertUnwindSafe(|| fs_xfs::Filesystem::mount_with_cache(device, 0)));
+    let Ok(mounted) = mounted else {
+        return Err("the journal cannot be replayed (it contradicts itself)".into());
+    };
+    match mounted {
         Ok(fs) if fs.was_replayed() => Ok(Some((fs, Status::Replayed))),
         Ok(fs) => Ok(Some((fs, Status::Clean))),
         Err(fs_xfs::Error::DirtyLog) => Ok(None),
@@ -243,7 +252,15 @@ impl FileSystem for Xfs {
         if name.is_empty() || matches!(name, b"." | b"..") || name.contains(&b'/') {
             return Ok(None);
         }
+        // The crate takes names as they are, also where their hashes are those of small letters.
+        if self.sb.has_case_insensitive_dirs() {
+            return directory::scan(self, &inode, &raw, |other| other.eq_ignore_ascii_case(name));
+        }
         match self.fs.lookup(&inode, &raw, name) {
+            // An index of more levels than the crate walks.
+            Err(fs_xfs::Error::UnsupportedFeature(_)) => {
+                directory::scan(self, &inode, &raw, |other| other == name)
+            }
             Ok(found) => Ok(Some(Node(found.ino))),
             Err(fs_xfs::Error::NotFound) => Ok(None),
             Err(error) => Err(error_of(error)),
