@@ -9,7 +9,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use guest::{Cursor, ErrorKind, Tree};
@@ -30,10 +30,12 @@ const DATA: &str = "RESTORE_FILES_DATA";
 /// Bytes of the large file.
 const LARGE: usize = 5_000_000;
 
-/// A hub's data with two restore points of a machine, after the hub has ended.
+/// A hub's data with restore points of a machine, after the hub has ended.
 struct Place {
     directory: TempDir,
     ids: Vec<String>,
+    /// Tests count the workers of their process.
+    _alone: MutexGuard<'static, ()>,
 }
 
 fn large() -> Vec<u8> {
@@ -53,11 +55,14 @@ fn format(disk: &Path, version: &str) {
 }
 
 impl Place {
-    fn new() -> Self {
-        let mut hub = Hub::start();
+    /// With a restore point of each version.
+    fn new(versions: &[&str]) -> Self {
+        static ALONE: Mutex<()> = Mutex::new(());
+        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut hub = Hub::configured("reconnect_seconds = 60\n", "");
         let mut vm = Vm::new(&hub, "web", &[16 * MIB, MIB]);
         let mut ids = Vec::new();
-        for version in ["first", "second"] {
+        for version in versions {
             format(&vm.disk(0), version);
             let backup = hub.back_up(&vm, "full");
             ids.push(backup["backup_id"].as_str().unwrap().to_owned());
@@ -65,7 +70,7 @@ impl Place {
         }
         hub.stop();
         let directory = std::mem::replace(&mut hub.directory, tempfile::tempdir().unwrap());
-        Self { directory, ids }
+        Self { directory, ids, _alone: alone }
     }
 
     fn data(&self) -> PathBuf {
@@ -160,7 +165,7 @@ fn files_of_restore_points_are_read_and_those_stay_while_they_are() {
     if missing() {
         return;
     }
-    let place = Place::new();
+    let place = Place::new(&["first", "second"]);
     let open = open(&place.data());
     let mounts = mounts(&open, settings());
     let first = mounts.mount(&wish(&place.ids[0]), "anna").unwrap();
@@ -219,18 +224,17 @@ fn a_worker_that_dies_fails_its_mount_only_and_the_backup_is_mounted_again_at_on
     if missing() {
         return;
     }
-    let place = Place::new();
+    let place = Place::new(&["first", "second"]);
     let open = open(&place.data());
     let mounts = mounts(&open, MountSettings { idle: Duration::from_millis(500), ..settings() });
     let dead = mounts.mount(&wish(&place.ids[0]), "anna").unwrap();
+    let worker = workers_of(std::process::id())[0];
     let other = mounts.mount(&wish(&place.ids[1]), "anna").unwrap();
     let held = mounts.using(&other.id).unwrap();
     let using = mounts.using(&dead.id).unwrap();
     let tree = using.tree("disk0-p1").unwrap();
     tree.root().unwrap();
-    let all = workers_of(std::process::id());
-    assert_eq!(all.len(), 2);
-    let worker = *all.iter().min().unwrap();
+    assert_eq!(workers_of(std::process::id()).len(), 2);
     let pid = rustix::process::Pid::from_raw(worker.cast_signed()).unwrap();
     rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
     let error = tree.root().unwrap_err();
@@ -271,7 +275,7 @@ fn a_mount_that_fails_or_comes_too_late_leaves_nothing() {
     if missing() {
         return;
     }
-    let place = Place::new();
+    let place = Place::new(&["first"]);
     let open = open(&place.data());
     let script = place.directory.path().join("hostile");
     let lies = "#!/bin/sh\nprintf '\\377\\377\\377\\377' >&0\nsleep 60\n";
@@ -319,7 +323,7 @@ fn a_hub_that_is_killed_leaves_no_worker_and_no_lease() {
     if missing() {
         return;
     }
-    let place = Place::new();
+    let place = Place::new(&["first"]);
     let name = "a_hub_that_is_killed_leaves_no_worker_and_no_lease";
     let mut hub = Command::new(std::env::current_exe().unwrap())
         .args([name, "--exact", "--nocapture"])

@@ -8,6 +8,7 @@ import time
 from contextlib import contextmanager
 
 import contenders as c
+import files
 from hub import Hub
 
 GIB = 1 << 30
@@ -442,6 +443,9 @@ ROWS = {
     "backup": ("A whole backup", backup,
                "From the request to the restore point: with checksums, sealed, checked, in the "
                "catalog. The others end with a flush of the image."),
+    "files": ("Files out of restore points", files.measure,
+              "A chain of three of a 3 GiB disk that was copied while it was written to; the others "
+              "have a raw copy. A download over HTTP with curl, a tree with dd."),
     "zeroes": ("Zeroes", zeroes, "Time in proportion to data, not to the disk's size."),
     "opening": ("Opening a chain of 30 images of 1 TiB", opening,
                 "A fifth of each is allocated; a byte that no image has, so all are asked."),

@@ -12,19 +12,25 @@ use support::*;
 
 const TOOLS: &[&str] = &["mkfs.exfat", "mount.exfat-fuse"];
 
+/// Mounts an image at `at` over FUSE.
+fn mount(image: &Path, at: &Path) -> Mounted {
+    fs::create_dir_all(at).unwrap();
+    // The FUSE program wants a block device. Once detached, it stays for as long as it is mounted.
+    let attached = LoopDevice::attach(image);
+    run("mount.exfat-fuse", &[&attached.device, &at]);
+    Mounted { at: at.to_owned() }
+}
+
 /// An image of `size` bytes with clusters of `cluster`, filled by `fill` over FUSE.
 fn make(image: &Path, size: u64, cluster: &str, fill: impl FnOnce(&Path)) -> Truth {
     blank(image, size);
     run("mkfs.exfat", &[&"-L", &"LABEL", &"-c", &cluster, &image]);
-    let at = image.with_extension("mount");
-    fs::create_dir_all(&at).unwrap();
-    // The FUSE program wants a block device, which goes when it is unmounted.
-    let device = run("losetup", &[&"-f", &"--show", &image]);
-    run("mount.exfat-fuse", &[&device.trim(), &at]);
-    run("losetup", &[&"-d", &device.trim()]);
-    let mounted = Mounted { at };
+    let mounted = mount(image, &image.with_extension("mount"));
     fill(&mounted.at);
-    truth_of_directory(&mounted.at, false)
+    let truth = truth_of_directory(&mounted.at, false);
+    drop(mounted);
+    assert!(detached(image));
+    truth
 }
 
 fn open(image: &Path) -> Box<dyn FileSystem> {
@@ -60,6 +66,8 @@ fn every_size_of_clusters_shows_what_fuse_shows() {
         assert!(fs.about().used.is_some_and(|used| used > 9 << 20));
         assert_same(&truth_of_reader(&*fs, false, 17), &expected);
         let root = fs.root();
+        let fragments = fs.lookup(root, b"fragments").unwrap().unwrap();
+        assert!(cluster == "1M" || pieces(&*fs, fragments) > 3);
         assert!(fs.lookup(root, "ÜMLÄUT-中文-😀.TXT".as_bytes()).unwrap().is_some());
     }
 }
@@ -83,4 +91,34 @@ fn mutated_volumes_never_panic_or_hang() {
         |at: usize| u64::from(u32::from_le_bytes(boot[at..at + 4].try_into().unwrap())) * 512;
     let (table, heap) = (sector(80), sector(88));
     mutate(&image, &[106..110, table..table + 3000, heap..heap + 60_000], 300);
+}
+
+#[test]
+fn times_are_those_that_were_set() {
+    if missing(TOOLS) || no_root() {
+        return;
+    }
+    let place = tempfile::tempdir().unwrap();
+    let image = place.path().join("image");
+    make(&image, 4 << 20, "512", |at| {
+        run("touch", &[&"-d", &"@1700000000", &at.join("file")]);
+    });
+    let fs = open(&image);
+    let node = fs.lookup(fs.root(), b"file").unwrap().unwrap();
+    let stat = fs.stat(node).unwrap();
+    assert_eq!(stat.modified.map(|time| time.seconds), Some(1_700_000_000));
+    assert_eq!(stat.mode, 0o644);
+}
+
+#[test]
+fn a_mount_that_fails_leaves_no_loop_device() {
+    if missing(TOOLS) || no_root() {
+        return;
+    }
+    let place = tempfile::tempdir().unwrap();
+    let image = place.path().join("image");
+    blank(&image, 1 << 20);
+    let at = place.path().join("mount");
+    assert!(std::panic::catch_unwind(|| mount(&image, &at)).is_err());
+    assert!(detached(&image));
 }

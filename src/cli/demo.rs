@@ -46,17 +46,34 @@ pub(super) fn run(arguments: &DemoArguments) -> Result<ExitCode, String> {
     for (depth, (id, kind)) in outcome.chain.iter().enumerate() {
         output::line(&format!("{}{kind} {id}", "  ".repeat(depth)))?;
     }
+    show(&outcome.taken)?;
     for finding in &outcome.findings {
         output::line(&format!("check: {finding}"))?;
     }
     match outcome.difference {
+        _ if !outcome.taken.same => Err(format!("{} is not what was backed up", outcome.taken.path)),
         Some(at) => Err(format!("the chain differs from the disk at byte {at}")),
         None if !outcome.findings.is_empty() => Err("the check of the images is not clean".into()),
         None => {
             output::line(
-                "\nThe chain reads back equal to the disk, and images and catalog are clean.",
+                "\nThe chain reads back equal to the disk, the file is what lies on it, and images and \
+                 catalog are clean.",
             )?;
             Ok(ExitCode::SUCCESS)
         }
     }
+}
+
+/// What lies in the newest restore point, and the file that was taken out of it.
+fn show(taken: &demo::Taken) -> Result<(), String> {
+    let ready = taken.ready.as_secs_f64() * 1000.0;
+    output::line(&format!("\nFILES of the newest restore point, ready in {ready:.0} ms"))?;
+    output::line(&taken.volume)?;
+    const SHOWN: usize = 4;
+    for (name, size) in taken.listing.iter().rev().take(SHOWN) {
+        output::line(&format!("  {:>10}  {name}", output::size(*size)))?;
+    }
+    let rest = taken.listing.len().saturating_sub(SHOWN);
+    output::line(&format!("  and {rest} more\ntaken out: {}", taken.path))?;
+    output::line(&format!("  SHA-256 {}", taken.sha256))
 }

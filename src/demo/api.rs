@@ -58,6 +58,17 @@ impl Api {
         self.call("GET", path, "")
     }
 
+    /// The body of an answer as it comes.
+    pub(super) fn read(&self, path: &str) -> io::Result<impl io::Read> {
+        let request = self.agent.get(format!("{}/{path}", self.base));
+        let request = request.header("authorization", format!("Bearer {}", self.token));
+        let answer = request.call().map_err(io::Error::other)?;
+        if !answer.status().is_success() {
+            return Err(io::Error::other(format!("GET {path}: {}", answer.status())));
+        }
+        Ok(answer.into_body().into_reader())
+    }
+
     pub(super) fn put(&self, path: &str, body: &Value) -> io::Result<Value> {
         self.call("PUT", path, &body.to_string())
     }

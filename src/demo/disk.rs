@@ -82,14 +82,24 @@ impl Disk {
         })
     }
 
-    fn with_files(
+    /// What `read` makes of a file on the disk.
+    pub(super) fn read_file<T>(
         &self,
-        work: impl FnOnce(&fatfs::Dir<'_, File>) -> io::Result<()>,
-    ) -> io::Result<()> {
+        name: &str,
+        read: impl FnOnce(&mut dyn Read) -> io::Result<T>,
+    ) -> io::Result<T> {
+        self.with_files(|root| read(&mut root.open_file(name)?))
+    }
+
+    fn with_files<T>(
+        &self,
+        work: impl FnOnce(&fatfs::Dir<'_, File>) -> io::Result<T>,
+    ) -> io::Result<T> {
         let file = OpenOptions::new().read(true).write(true).open(&self.path)?;
         let system = FileSystem::new(file, FsOptions::new())?;
-        work(&system.root_dir())?;
-        system.unmount()
+        let result = work(&system.root_dir())?;
+        system.unmount()?;
+        Ok(result)
     }
 }
 

@@ -1,8 +1,9 @@
 //! The demonstration: a hub on its defaults, a disk with a file system, backed up as a full and an
-//! incremental, read back and compared. Needs nothing but a directory for temporary files.
+//! incremental, read back and compared, and a file taken out of it. Needs nothing but a directory for temporary files.
 
 mod api;
 mod disk;
+mod files;
 mod transfer;
 
 use std::fs;
@@ -18,6 +19,7 @@ use crate::capture::{self, Changes, Progress, Source, Target};
 use crate::config::HubConfig;
 use api::Api;
 use disk::Disk;
+pub use files::Taken;
 use transfer::{changed_blocks, read_back};
 
 /// Threads of the hub's API and negotiations.
@@ -53,6 +55,8 @@ pub struct Outcome {
     /// The first byte in which the newest restore point differs from the disk; `None` is as it
     /// should be.
     pub difference: Option<u64>,
+    /// What was found in the newest restore point.
+    pub taken: Taken,
     /// What the check of the images and of the catalog found, in words; empty is as it should be.
     pub findings: Vec<String>,
 }
@@ -102,6 +106,9 @@ fn show(work: &Path, hub: &Reachable) -> io::Result<Outcome> {
     let third = Step { name: "read back, compare", bytes: disk.size(), file: None, took };
     api.delete("nbd/exports/look")?;
 
+    let newest = incremental["backup_id"].as_str().unwrap_or_default();
+    let taken = files::take(&api, newest, &disk)?;
+
     let mut findings = Vec::new();
     for backup in [&full, &incremental] {
         let report = qcow2::check(Path::new(&image_of(backup)?), Repair::None);
@@ -116,7 +123,7 @@ fn show(work: &Path, hub: &Reachable) -> io::Result<Outcome> {
     let chain = chain["backups"].as_array().into_iter().flatten();
     let chain = chain.map(|b| (word(&b["backup_id"]), word(&b["backup_type"]))).collect();
     let steps = vec![first, second, third];
-    Ok(Outcome { disk: disk.size(), steps, chain, difference, findings })
+    Ok(Outcome { disk: disk.size(), steps, chain, difference, taken, findings })
 }
 
 fn image_of(backup: &serde_json::Value) -> io::Result<String> {

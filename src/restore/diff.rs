@@ -26,30 +26,59 @@ pub struct Difference {
     pub more: bool,
 }
 
-/// Compares a disk at two restore points; at most `most` ranges are told, and all are counted.
+/// Which clusters of a disk differ between two restore points: one bit each.
+#[derive(Debug, Clone, Default)]
+pub(super) struct ChangedClusters {
+    words: Vec<u64>,
+}
+
+impl ChangedClusters {
+    fn set(&mut self, cluster: u64) {
+        let word = usize::try_from(cluster / 64).unwrap_or(usize::MAX);
+        if word >= self.words.len() {
+            self.words.resize(word + 1, 0);
+        }
+        self.words[word] |= 1 << (cluster % 64);
+    }
+
+    /// Whether any byte of a range may differ.
+    pub(super) fn touches(&self, offset: u64, length: u64) -> bool {
+        let Some(last) = length.checked_sub(1).map(|rest| offset.saturating_add(rest)) else {
+            return false;
+        };
+        let bits = self.words.len() as u64 * 64;
+        let mut at = offset / CLUSTER;
+        let end = (last / CLUSTER + 1).min(bits);
+        while at < end {
+            let bit = at % 64;
+            let count = (64 - bit).min(end - at);
+            let mask = (u64::MAX >> (64 - count)) << bit;
+            let word = usize::try_from(at / 64).ok().and_then(|word| self.words.get(word));
+            if word.is_some_and(|word| word & mask != 0) {
+                return true;
+            }
+            at += count;
+        }
+        false
+    }
+}
+
+/// Calls `visit` with the number of each cluster of a disk that differs, in order.
 ///
 /// # Errors
-/// `NotFound`; `Conflict` where one is no restore point; `Invalid` where they are of different VMs;
-/// `Internal` where files cannot be read.
-pub fn difference(
+/// As [`difference`].
+fn each_changed(
     backups: &Backups,
     (from, to): (&str, &str),
     disk: u32,
-    most: usize,
-) -> Result<Difference, Failure> {
+    visit: &mut dyn FnMut(u64),
+) -> Result<(), Failure> {
     if backups.backup(from)?.vm_id != backups.backup(to)?.vm_id {
         let text = "the two backups are of different VMs";
         return Err(Failure::new(FailureKind::Invalid, text, ""));
     }
     let (first, second) = (backups.checksums(from, disk)?, backups.checksums(to, disk)?);
     let clusters = first.clusters().max(second.clusters());
-    let mut difference = Difference {
-        from: from.to_owned(),
-        to: to.to_owned(),
-        bytes: 0,
-        ranges: Vec::new(),
-        more: false,
-    };
     let mut at = 0;
     while at < clusters {
         let end = (at + BATCH).min(clusters);
@@ -66,12 +95,50 @@ pub fn difference(
         let (a, b) = (read(&first).map_err(unreadable)?, read(&second).map_err(unreadable)?);
         for (index, (a, b)) in (at..).zip(a.chunks(LENGTH).zip(b.chunks(LENGTH))) {
             if a != b {
-                add(&mut difference, index * CLUSTER, most);
+                visit(index);
             }
         }
         at = end;
     }
+    Ok(())
+}
+
+/// Compares a disk at two restore points; at most `most` ranges are told, and all are counted.
+///
+/// # Errors
+/// `NotFound`; `Conflict` where one is no restore point; `Invalid` where they are of different VMs;
+/// `Internal` where files cannot be read.
+pub fn difference(
+    backups: &Backups,
+    (from, to): (&str, &str),
+    disk: u32,
+    most: usize,
+) -> Result<Difference, Failure> {
+    let mut difference = Difference {
+        from: from.to_owned(),
+        to: to.to_owned(),
+        bytes: 0,
+        ranges: Vec::new(),
+        more: false,
+    };
+    each_changed(backups, (from, to), disk, &mut |cluster| {
+        add(&mut difference, cluster * CLUSTER, most);
+    })?;
     Ok(difference)
+}
+
+/// The clusters of a disk that differ between two restore points: 2 MiB of memory per TiB at most.
+///
+/// # Errors
+/// As [`difference`].
+pub(super) fn changed_clusters(
+    backups: &Backups,
+    (from, to): (&str, &str),
+    disk: u32,
+) -> Result<ChangedClusters, Failure> {
+    let mut changed = ChangedClusters::default();
+    each_changed(backups, (from, to), disk, &mut |cluster| changed.set(cluster))?;
+    Ok(changed)
 }
 
 fn add(difference: &mut Difference, offset: u64, most: usize) {
@@ -84,5 +151,32 @@ fn add(difference: &mut Difference, offset: u64, most: usize) {
         difference.ranges.push((offset, CLUSTER));
     } else {
         difference.more = true;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_range_touches_what_changed_when_one_of_its_bytes_lies_in_a_changed_cluster() {
+        let mut changed = ChangedClusters::default();
+        assert!(!changed.touches(0, u64::MAX));
+        for cluster in [3, 64, 200] {
+            changed.set(cluster);
+        }
+        for cluster in [3, 64, 200] {
+            let start = cluster * CLUSTER;
+            assert!(changed.touches(start, 1));
+            assert!(changed.touches(start + CLUSTER - 1, 1));
+            assert!(changed.touches(start - 1, 2));
+            assert!(!changed.touches(start - 1, 1));
+            assert!(!changed.touches(start + CLUSTER, CLUSTER));
+            assert!(!changed.touches(start, 0));
+        }
+        assert!(!changed.touches(4 * CLUSTER, 60 * CLUSTER));
+        assert!(changed.touches(4 * CLUSTER, 60 * CLUSTER + 1));
+        assert!(changed.touches(199 * CLUSTER, u64::MAX));
+        assert!(!changed.touches(201 * CLUSTER, u64::MAX));
     }
 }

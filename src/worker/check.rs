@@ -52,7 +52,7 @@ pub(super) fn listed(entry: &Listed) -> Checked {
     entry.attributes.as_ref().map_or(Ok(()), attributes)
 }
 
-pub(super) fn link(target: &Vec<u8>) -> Checked {
+pub(super) fn link(target: &[u8]) -> Checked {
     ensure(target.len() <= PATH_MAX, || format!("a link of {} bytes", target.len()))
 }
 

@@ -387,3 +387,124 @@ fn last_words(words: ChildStderr) -> String {
     let start = text.len().saturating_sub(WORDS.1);
     printable(&String::from_utf8_lossy(&text[start..]), WORDS.1)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::sandbox::Sandbox;
+    use super::*;
+    use guest::tree::{Listed, Listing};
+    use guest::{Cursor, Node, Status};
+    use serde::Serialize;
+    use std::os::unix::fs::PermissionsExt;
+
+    fn opened() -> Vec<u8> {
+        let volume = VolumeAbout {
+            name: "disk0".into(),
+            place: "disk 0".into(),
+            size: 1 << 20,
+            kind: "ext4".into(),
+            label: String::new(),
+            uuid: String::new(),
+            used: None,
+            status: Status::Clean,
+        };
+        let sandbox = Sandbox { seccomp: false, landlock: false, uid: 0 };
+        let opened = Opened { sandbox, volumes: vec![volume], notes: Vec::new() };
+        frames::encode(&Ok::<_, Error>(opened)).unwrap()
+    }
+
+    fn ok(answer: impl Serialize) -> Vec<u8> {
+        frames::encode(&Ok::<_, Error>(answer)).unwrap()
+    }
+
+    /// A worker that was taken over after it opened its disks: it says `answers`, and no more.
+    fn hostile(answers: &[u8], request: Duration) -> Arc<Worker> {
+        let directory = tempfile::tempdir().unwrap();
+        let (image, said) = (directory.path().join("disk"), directory.path().join("said"));
+        qcow2::create(&image, &qcow2::CreateOptions::new(1 << 20)).unwrap();
+        std::fs::write(&said, [&opened(), answers].concat()).unwrap();
+        let script = directory.path().join("hostile");
+        let text = format!("#!/bin/sh\ncat {} >&0\nexec sleep 60\n", said.display());
+        std::fs::write(&script, text).unwrap();
+        std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let limits = Limits { request, ..Limits::default() };
+        Arc::new(Worker::start(&Program::at(script), &[(0, image)], &limits).unwrap())
+    }
+
+    const LONG: Duration = Duration::from_secs(30);
+
+    #[test]
+    fn an_answer_that_breaks_its_promise_ends_the_worker() {
+        let entry = |name: &[u8]| Listed {
+            name: name.to_vec(),
+            node: Node(1),
+            attributes: Err(Error::corrupt("damaged")),
+            target: None,
+        };
+        let listing = |names: &[&[u8]]| Listing {
+            entries: names.iter().map(|name| entry(name)).collect(),
+            next: None,
+        };
+        for answer in [
+            ok(listing(&[b"../../etc/passwd"])),
+            ok(listing(&[b"a", b"b", b"c"])),
+            ok(7_u8),
+            frames::encode(&Err::<Listing, _>(Error::corrupt("fine")))
+                .unwrap()
+                .into_iter()
+                .map(|byte| byte | 0x80)
+                .collect(),
+        ] {
+            let worker = hostile(&answer, LONG);
+            let tree = worker.tree(0);
+            let error = tree.list(Node(1), Cursor(0), 2).unwrap_err();
+            assert_eq!(error.kind, ErrorKind::Io);
+            assert!(error.message.contains("it broke the protocol"), "{error}");
+            assert!(!worker.is_alive());
+            assert_eq!(tree.root().unwrap_err(), error, "it stays so");
+        }
+    }
+
+    #[test]
+    fn more_bytes_than_were_asked_for_are_not_taken() {
+        let worker = hostile(&[ok(513_u32), vec![7; 513]].concat(), LONG);
+        let mut buf = [1; 512];
+        let error = worker.tree(0).read_at(Node(1), &mut buf, 0).unwrap_err();
+        assert!(error.message.contains("more than were asked for"), "{error}");
+        assert_eq!(buf, [1; 512]);
+        let worker = hostile(&[ok(3_u32), b"abc".to_vec(), ok(0_u32)].concat(), LONG);
+        let tree = worker.tree(0);
+        assert_eq!(tree.read_at(Node(1), &mut buf, 0).unwrap(), 3);
+        assert_eq!(&buf[..4], b"abc\x01");
+        assert_eq!(tree.read_at(Node(1), &mut buf, 3).unwrap(), 0);
+    }
+
+    #[test]
+    fn an_answer_that_does_not_come_in_time_ends_the_worker() {
+        // None, and one of which the bytes are missing.
+        for answers in [Vec::new(), [ok(512_u32), vec![7; 100]].concat()] {
+            let worker = hostile(&answers, Duration::from_millis(300));
+            let error = worker.tree(0).read_at(Node(1), &mut [0; 512], 0).unwrap_err();
+            assert!(error.message.contains("no answer in time"), "{error}");
+            assert!(!worker.is_alive());
+        }
+    }
+
+    #[test]
+    fn a_worker_that_is_ended_lets_go_of_whoever_waits_for_it() {
+        let worker = hostile(&[], LONG);
+        let waiting = worker.tree(0);
+        std::thread::scope(|scope| {
+            let answer = scope.spawn(|| waiting.root());
+            worker.end();
+            let error = answer.join().unwrap().unwrap_err();
+            assert!(error.message.contains("the mount was ended"), "{error}");
+        });
+    }
+
+    #[test]
+    fn what_a_worker_says_is_cut_and_printable() {
+        assert_eq!(printable(" a\x1b[31m\nb ", 100), "a [31m b");
+        assert_eq!(printable("äääa", 5), "ää");
+    }
+}

@@ -57,7 +57,7 @@ impl Tree for RemoteTree {
     }
 
     fn read_link(&self, link: Node) -> Result<Vec<u8>> {
-        self.worker.ask(&self.request(Call::ReadLink(link)), check::link)
+        self.worker.ask(&self.request(Call::ReadLink(link)), |target: &Vec<u8>| check::link(target))
     }
 
     fn xattrs(&self, node: Node) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {

@@ -1,5 +1,6 @@
 //! What tests of readers share: trees, foreign mounts, and the truth about both.
-#![allow(dead_code, clippy::unwrap_used, clippy::print_stdout, missing_docs)]
+#![allow(dead_code, unreachable_pub, missing_docs)]
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation, clippy::print_stdout)]
 
 pub mod damage;
 
@@ -331,4 +332,45 @@ pub fn poke(path: &Path, offset: u64, bytes: &[u8]) {
     let mut file = File::options().write(true).open(path).unwrap();
     file.write_all_at(bytes, offset).unwrap();
     file.flush().unwrap();
+}
+
+/// A loop device for an image. It goes when this ends, or later when nobody uses it any more.
+pub struct LoopDevice {
+    pub device: String,
+}
+
+impl LoopDevice {
+    /// Attaches `image`.
+    #[track_caller]
+    pub fn attach(image: &Path) -> Self {
+        Self { device: run("losetup", &[&"-f", &"--show", &image]).trim().to_owned() }
+    }
+}
+
+impl Drop for LoopDevice {
+    fn drop(&mut self) {
+        let _ = Command::new("losetup").arg("-d").arg(&self.device).status();
+    }
+}
+
+/// Waits until no loop device has `image` any more; whether that came to be.
+pub fn detached(image: &Path) -> bool {
+    (0..200).any(|_| {
+        let free = run("losetup", &[&"-j", &image]).trim().is_empty();
+        if !free {
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+        free
+    })
+}
+
+/// How many pieces a file lies in.
+pub fn pieces(fs: &dyn FileSystem, node: Node) -> usize {
+    let mut count = 0;
+    fs.layout(node, &mut |_| {
+        count += 1;
+        true
+    })
+    .unwrap();
+    count
 }

@@ -132,7 +132,7 @@ impl Tree for Fake {
         Ok(Attributes {
             file_type,
             size,
-            allocated: None,
+            allocated: matches!(inode.content, Content::Zeroes(_, true)).then_some(0),
             mode: inode.mode,
             uid: 1000,
             gid: 100,

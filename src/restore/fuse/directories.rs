@@ -23,7 +23,12 @@ impl OpenDirectory {
 
     /// The name with that number; `None` behind the last one. Names are read forwards; going back begins
     /// anew.
-    pub(super) fn name(&mut self, tree: &dyn Tree, directory: Node, number: u64) -> Result<Option<&Listed>> {
+    pub(super) fn name(
+        &mut self,
+        tree: &dyn Tree,
+        directory: Node,
+        number: u64,
+    ) -> Result<Option<&Listed>> {
         if number < self.first {
             *self = Self::new();
         }

@@ -31,8 +31,7 @@ use rustix::mount::UnmountFlags;
 use self::server::{Server, Shared};
 
 /// How the mounts are told apart from others, in `/proc/self/mountinfo`.
-const SUBTYPE: &str = "sendense";
-const TYPE: &[u8] = b"fuse.sendense";
+const SOURCE: &str = "sendense-restore";
 /// Threads that answer requests of one mount.
 const THREADS: usize = 4;
 
@@ -55,8 +54,7 @@ impl FuseTree {
         let shared = Arc::new(Shared::new(volumes)?);
         let mut config = Config::default();
         config.mount_options = vec![
-            MountOption::FSName("sendense-restore".to_owned()),
-            MountOption::Subtype(SUBTYPE.to_owned()),
+            MountOption::FSName(SOURCE.to_owned()),
             MountOption::RO,
             MountOption::NoSuid,
             MountOption::NoDev,
@@ -170,8 +168,10 @@ fn mounted_below(root: &Path) -> Vec<PathBuf> {
     let ours = lines.filter_map(|line| {
         let mut fields = line.split(|b| *b == b' ');
         let at = fields.nth(4)?;
-        let kind = fields.skip_while(|field| *field != b"-").nth(1)?;
-        (kind == TYPE).then(|| PathBuf::from(std::ffi::OsString::from_vec(unescape(at))))
+        let mut fields = fields.skip_while(|field| *field != b"-").skip(1);
+        let (kind, source) = (fields.next()?, fields.next()?);
+        let own = kind.starts_with(b"fuse") && source == SOURCE.as_bytes();
+        own.then(|| PathBuf::from(std::ffi::OsString::from_vec(unescape(at))))
     });
     ours.filter(|at| at.starts_with(root) && at != root).collect()
 }

@@ -8,9 +8,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use fuser::{
-    Errno, FileAttr, FileHandle, Filesystem, FopenFlags, ForgetOne, Generation, INodeNo, InitFlags,
-    KernelConfig, LockOwner, OpenAccMode, OpenFlags, ReplyAttr, ReplyData, ReplyDirectoryPlus, ReplyEmpty,
-    ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, Request,
+    Errno, FileAttr, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
+    KernelConfig, LockOwner, OpenAccMode, OpenFlags, ReplyAttr, ReplyData, ReplyDirectoryPlus,
+    ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, Request,
 };
 use guest::tree::{Listed, Origin};
 use guest::{Attributes, Error, ErrorKind, FileType, Time, Tree};
@@ -115,7 +115,8 @@ impl Shared {
     fn look_up(&self, parent: INodeNo, name: &OsStr) -> Answer<FileAttr> {
         let name = name.as_bytes();
         if parent.0 == ROOT {
-            let volume = self.names.iter().position(|n| n.as_bytes() == name).ok_or(Errno::ENOENT)?;
+            let volume =
+                self.names.iter().position(|n| n.as_bytes() == name).ok_or(Errno::ENOENT)?;
             return self.volume(volume);
         }
         let (tree, place) = self.place(parent)?;
@@ -231,7 +232,10 @@ impl Shared {
             let layout = tree.layout(place.node, from).map_err(errno)?;
             for piece in layout.pieces {
                 let end = piece.offset.saturating_add(piece.length);
-                if end > start && (piece.origin == Origin::Hole) == wants_hole && piece.offset < size {
+                if end > start
+                    && (piece.origin == Origin::Hole) == wants_hole
+                    && piece.offset < size
+                {
                     return signed(piece.offset.max(start));
                 }
             }
@@ -270,9 +274,7 @@ impl Shared {
                 _ => match self.entry(ino, &mut directory, at - 2) {
                     Ok(Some((name, Some(attr)))) => (Ok(Some((name, attr, true))), TTL),
                     // What cannot be known is asked for, and fails, when somebody wants to know it.
-                    Ok(Some((name, None))) => {
-                        (Ok(Some((name, unknown(), false))), Duration::ZERO)
-                    }
+                    Ok(Some((name, None))) => (Ok(Some((name, unknown(), false))), Duration::ZERO),
                     Ok(None) => (Ok(None), TTL),
                     Err(error) => (Err(error), TTL),
                 },
@@ -451,12 +453,6 @@ impl Filesystem for Server {
 
     fn forget(&self, _req: &Request, ino: INodeNo, nlookup: u64) {
         self.0.inodes.forget(ino.0, nlookup);
-    }
-
-    fn batch_forget(&self, _req: &Request, nodes: &[ForgetOne]) {
-        for node in nodes {
-            self.0.inodes.forget(node.nodeid().0, node.nlookup());
-        }
     }
 
     fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {

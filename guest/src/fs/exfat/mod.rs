@@ -7,6 +7,8 @@
 
 mod boot;
 mod entry;
+#[cfg(test)]
+mod tests;
 mod upcase;
 
 use std::sync::Arc;

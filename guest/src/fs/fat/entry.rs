@@ -15,6 +15,8 @@ const LONG_MASK: u8 = 0x3f;
 const PART: usize = 13;
 const PARTS: u8 = 20;
 const UNITS: usize = 255;
+/// Units of a short name with its point, at most.
+pub(crate) const SHORT: usize = 12;
 
 /// The upper half of code page 437.
 const UPPER: &str = "ÇüéâäàåçêëèïîìÄÅÉæÆôöòûùÿÖÜ¢£¥₧ƒáíóúñÑªº¿⌐¬½¼¡«»░▒▓│┤╡╢╖╕╣║╗╝╜╛┐└┴┬├─┼╞╟╚╔╩╦╠═╬╧╨╤╥╙╘╒╓╫╪┘┌█▄▌▐▀αßΓπΣσµτΦΘΩδ∞φε∩≡±≥≤⌠⌡÷≈°∙·√ⁿ²■\u{a0}";
@@ -90,7 +92,7 @@ pub(crate) fn decode(bytes: &[u8], lower: bool) -> String {
 }
 
 /// A short name with its point. The entry tells which half Windows NT would show in lower case.
-fn short_name(slot: &[u8; 32]) -> Vec<u16> {
+pub(crate) fn short_name(slot: &[u8; 32]) -> Vec<u16> {
     let mut bytes = [0; 11];
     bytes.copy_from_slice(&slot[..11]);
     if bytes[0] == 0x05 {

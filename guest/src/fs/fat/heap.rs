@@ -353,3 +353,49 @@ fn changed() -> Error {
 fn too_long(first: u32, most: u64) -> Error {
     Error::limit(format!("the directory at cluster {first:#x} has more than {most} clusters"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::table::Width;
+    use super::*;
+    use crate::source::MemoryDisk;
+
+    /// Six clusters of 512 bytes that hold their numbers, and a table that says `next` of each.
+    fn heap(next: [u16; 6]) -> Heap {
+        let mut bytes = vec![0; 512];
+        for (number, next) in (2_u8..).zip(next) {
+            bytes[usize::from(number) * 2..][..2].copy_from_slice(&next.to_le_bytes());
+            bytes.extend([number; 512]);
+        }
+        let source: Arc<dyn Source> = Arc::new(MemoryDisk { bytes, disk: 0 });
+        let table = Table::new(&source, Width::Fat16, 0, 6);
+        Heap::new(&source, table, 512, 512)
+    }
+
+    fn read(heap: &Heap, first: u32, clusters: u32) -> Result<Vec<u8>> {
+        let extent = heap.chain(first, Span::Clusters(clusters))?;
+        let mut bytes = vec![0; clusters as usize * 512];
+        heap.read(&extent, &mut bytes, 0)?;
+        Ok(bytes.chunks(512).map(|cluster| cluster[0]).collect())
+    }
+
+    #[test]
+    fn chains_that_share_clusters_read_each_as_far_as_they_go() {
+        // 2, 4, 5, 7 and 3, 4, 5, 7: what they share is read for both, and no further than it goes.
+        let heap = heap([4, 4, 5, 7, 0, 0xffff]);
+        assert_eq!(read(&heap, 2, 4).unwrap(), [2, 4, 5, 7]);
+        assert_eq!(read(&heap, 3, 4).unwrap(), [3, 4, 5, 7]);
+        assert_eq!(read(&heap, 3, 2).unwrap(), [3, 4]);
+        assert!(read(&heap, 3, 5).unwrap_err().message.contains("5 are needed"));
+    }
+
+    #[test]
+    fn a_chain_that_enters_the_loop_of_another_is_refused() {
+        let heap = heap([4, 4, 5, 4, 0, 0]);
+        for first in [2, 3, 4] {
+            let error = read(&heap, first, 3).unwrap_err();
+            assert!(error.message.contains("comes back"), "{error}");
+            assert!(heap.chain(first, Span::Whole(6)).is_err());
+        }
+    }
+}

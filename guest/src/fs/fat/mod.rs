@@ -97,6 +97,10 @@ pub(super) fn serial(number: u32) -> String {
     format!("{:04X}-{:04X}", number >> 16, number & 0xffff)
 }
 
+/// What is called with an entry: the number of the slot after it, its name, its node, its slot. It returns
+/// whether to go on.
+type VisitEntry<'a> = dyn FnMut(u64, Vec<u16>, Node, &[u8; 32]) -> Result<bool> + 'a;
+
 struct Fat {
     about: About,
     wide: bool,
@@ -154,14 +158,8 @@ impl Fat {
         }
     }
 
-    /// Calls `visit` with the entries of a directory from slot `from` on: the number of the slot after,
-    /// the name, the node, the entry.
-    fn entries(
-        &self,
-        extent: &Extent,
-        from: u64,
-        visit: &mut dyn FnMut(u64, Vec<u16>, Node, Short) -> Result<bool>,
-    ) -> Result<()> {
+    /// Calls `visit` with the entries of a directory from slot `from` on.
+    fn entries(&self, extent: &Extent, from: u64, visit: &mut VisitEntry<'_>) -> Result<()> {
         let mut long = LongName::default();
         self.heap.slots(extent, from, &mut |number, place, slot| {
             match entry::kind(slot) {
@@ -170,7 +168,7 @@ impl Fat {
                 Slot::Nothing | Slot::Label(_) => long = LongName::default(),
                 Slot::Short => {
                     let name = long.finish(slot);
-                    return visit(number + 1, name, Node(place), Short::parse(slot, self.wide));
+                    return visit(number + 1, name, Node(place), slot);
                 }
             }
             Ok(true)
@@ -256,20 +254,28 @@ impl FileSystem for Fat {
         let extent = self.directory(directory)?;
         let Some(wanted) = from_wtf8(name) else { return Ok(None) };
         let mut search = Search::new(&self.fold, &wanted);
-        self.entries(&extent, 0, &mut |_, name, node, _| search.offer(&name, node))?;
-        Ok(search.found())
+        // The short name that a long one hides finds an entry as well, after every name that is shown.
+        let mut hidden = None;
+        let short = wanted.len() <= entry::SHORT;
+        self.entries(&extent, 0, &mut |_, name, node, slot| {
+            if short && hidden.is_none() && self.fold.same(&entry::short_name(slot), &wanted) {
+                hidden = Some(node);
+            }
+            search.offer(&name, node)
+        })?;
+        Ok(search.found().or(hidden))
     }
 
     fn list(&self, directory: Node, cursor: Cursor, limit: usize) -> Result<Page> {
         let extent = self.directory(directory)?;
         let mut page = Page::default();
         let mut next = cursor;
-        self.entries(&extent, cursor.0, &mut |after, name, node, entry| {
+        self.entries(&extent, cursor.0, &mut |after, name, node, slot| {
             if page.entries.len() >= limit.max(1) {
                 page.next = Some(next);
                 return Ok(false);
             }
-            let file_type = Some(file_type(entry.directory));
+            let file_type = Some(file_type(Short::parse(slot, self.wide).directory));
             page.entries.push(Entry { name: to_wtf8(&name), node, file_type });
             next = Cursor(after);
             Ok(true)

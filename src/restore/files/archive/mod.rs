@@ -8,7 +8,7 @@
 //! * Memory does not grow with the number of entries or their size, and nothing is made ahead of what
 //!   `out` takes.
 //! * What is missing or changed has a line in `RESTORE-ERRORS.txt`, the last entry.
-//! * Only [`write`] returning `Ok` makes an archive whole: an error or a panic leaves it without its end.
+//! * Only [`write()`] returning `Ok` makes an archive whole: an error or a panic leaves it without its end.
 
 mod content;
 mod deflate;

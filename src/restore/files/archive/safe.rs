@@ -53,7 +53,7 @@ fn is_device(name: &[u8]) -> bool {
         let mut rest = stem.strip_prefix(*prefix).unwrap_or_default().chars();
         matches!((rest.next(), rest.next()), (Some('0'..='9' | '¹' | '²' | '³'), None))
     };
-    DEVICES.contains(&stem.as_str()) || NUMBERED.iter().any(|prefix| numbered(prefix))
+    DEVICES.contains(&stem.as_str()) || NUMBERED.iter().any(numbered)
 }
 
 /// Whether a link stays inside what is archived, whatever other links that stay inside it meets:

@@ -307,7 +307,7 @@ fn dos_time(seconds: i64) -> [u8; 4] {
     let time = jiff::tz::Offset::UTC.to_datetime(time);
     let part = |value: i8| u16::try_from(value).unwrap_or(0);
     let year = u16::try_from(time.year()).unwrap_or(1980).saturating_sub(1980);
-    let clock = part(time.hour()) << 11 | part(time.minute()) << 5 | part(time.second()) / 2;
+    let clock = part(time.hour()) << 11 | part(time.minute()) << 5 | (part(time.second()) / 2);
     let date = year << 9 | part(time.month()) << 5 | part(time.day());
     let ([a, b], [c, d]) = (clock.to_le_bytes(), date.to_le_bytes());
     [a, b, c, d]
