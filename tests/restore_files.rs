@@ -108,6 +108,7 @@ fn settings() -> MountSettings {
         idle: Duration::from_secs(3600),
         program: Program::at(env!("CARGO_BIN_EXE_sendense-hub")),
         limits: Limits::default(),
+        root: std::env::temp_dir().join(format!("sendense-mounts-{}", std::process::id())),
     }
 }
 

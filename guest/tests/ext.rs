@@ -1,7 +1,6 @@
 //! ext2, ext3 and ext4: images by mke2fs, compared with what the kernel shows of them.
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
 
-#[allow(unreachable_pub, clippy::cast_possible_truncation)]
 mod support;
 
 use std::collections::BTreeSet;

@@ -46,6 +46,7 @@ pub struct Api {
     backups: Arc<Backups>,
     restores: Arc<Restores>,
     mounts: Arc<Mounts>,
+    streams: routes::Streams,
     door: Door,
     /// Ports that may be set aside.
     pool: PortRange,
@@ -60,7 +61,7 @@ impl Api {
         door: Door,
         pool: PortRange,
     ) -> Self {
-        Self { backups, restores, mounts, door, pool }
+        Self { backups, restores, mounts, streams: routes::Streams::default(), door, pool }
     }
 
     /// The service for a listener.

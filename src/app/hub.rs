@@ -34,6 +34,7 @@ const CATALOG: &str = "catalog.db";
 const KEY: &str = "secret.key";
 const REPOSITORY: &str = "repository";
 const OVERLAYS: &str = "overlays";
+const MOUNTS: &str = "mounts";
 /// Name of the token that a first start makes.
 const FIRST_TOKEN: &str = "first-admin";
 /// Events that are kept; older ones are forgotten at a start.
@@ -120,7 +121,7 @@ fn settings(config: &HubConfig, nbd: &[SocketAddr]) -> Result<Settings, String> 
 /// Least memory of a worker, which must hold the program too.
 const WORKER_MEMORY: u64 = 256 << 20;
 
-fn mount_settings(config: &HubConfig) -> Result<MountSettings, String> {
+fn mount_settings(config: &HubConfig, directory: &Path) -> Result<MountSettings, String> {
     let memory = parse_size(&config.restore.worker_memory)?;
     if memory < WORKER_MEMORY {
         return Err(format!("'{}' is less than 256M", config.restore.worker_memory));
@@ -131,6 +132,7 @@ fn mount_settings(config: &HubConfig) -> Result<MountSettings, String> {
         idle: Duration::from_secs(config.restore.mount_idle_seconds),
         program: worker::Program::own(),
         limits: worker::Limits { memory, request, open: OPEN.max(request) },
+        root: config.restore.mount_root.clone().unwrap_or_else(|| directory.join(MOUNTS)),
     })
 }
 
@@ -178,7 +180,7 @@ pub fn check(config: &HubConfig) -> Result<(), String> {
     let limits = Limits { buffered, ..Limits::default() };
     limits.validate().map_err(|e| key("nbd.buffers", e))?;
     settings(config, &[]).map_err(|e| key("backups.min_free", e))?;
-    mount_settings(config).map_err(|e| key("restore.worker_memory", e))?;
+    mount_settings(config, Path::new("")).map_err(|e| key("restore.worker_memory", e))?;
     for path in config.api.tls_certificate.iter().chain(&config.api.tls_key) {
         fs::metadata(path).map_err(|e| format!("'{}': {e}", path.display()))?;
     }
@@ -252,7 +254,7 @@ impl Hub {
             },
         );
         let restores = Arc::new(restores.map_err(other)?);
-        let mounts = mount_settings(config).map_err(other)?;
+        let mounts = mount_settings(config, directory).map_err(other)?;
         let mounts = Arc::new(Mounts::new(Arc::clone(&backups), mounts).map_err(other)?);
 
         let listeners = bound

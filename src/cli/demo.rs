@@ -51,7 +51,9 @@ pub(super) fn run(arguments: &DemoArguments) -> Result<ExitCode, String> {
         output::line(&format!("check: {finding}"))?;
     }
     match outcome.difference {
-        _ if !outcome.taken.same => Err(format!("{} is not what was backed up", outcome.taken.path)),
+        _ if !outcome.taken.same => {
+            Err(format!("{} is not what was backed up", outcome.taken.path))
+        }
         Some(at) => Err(format!("the chain differs from the disk at byte {at}")),
         None if !outcome.findings.is_empty() => Err("the check of the images is not clean".into()),
         None => {

@@ -153,6 +153,9 @@ pub struct RestoreConfig {
     pub worker_memory: String,
     /// Seconds that such a process has for an answer.
     pub request_seconds: u64,
+    /// Directory below which mounts show their files, where that is asked for; by default one in the
+    /// hub's data directory.
+    pub mount_root: Option<PathBuf>,
 }
 
 impl Default for RestoreConfig {
@@ -164,6 +167,7 @@ impl Default for RestoreConfig {
             mount_idle_seconds: 3600,
             worker_memory: "1G".into(),
             request_seconds: 30,
+            mount_root: None,
         }
     }
 }

@@ -7,6 +7,7 @@ use super::Context;
 use super::error::{CtlError, CtlResult, OK};
 use super::http::{LONG, encode, query};
 use super::output::{bytes, each, fields, message, number, table, time, word};
+use super::restore::{ExtractArguments, MountArguments, extract, mount};
 use super::run::{self, RunArguments};
 use super::watch;
 
@@ -34,6 +35,10 @@ pub(super) enum BackupCommand {
     Chain(ChainArguments),
     /// Watch a backup until it has ended; the exit code is 0 only if it completed
     Watch(OfBackup),
+    /// Make the files of a backup visible; the same as `restore mount`
+    Mount(MountArguments),
+    /// Take one file or directory out of a backup
+    Extract(ExtractArguments),
 }
 
 #[derive(Debug, Args)]
@@ -142,6 +147,8 @@ pub(super) fn run(context: &Context, command: BackupCommand) -> CtlResult<u8> {
         BackupCommand::Start(arguments) => return start(context, &arguments),
         BackupCommand::Run(arguments) => return run::run(context, &arguments),
         BackupCommand::Watch(backup) => return watch::watch(context, &backup.id),
+        BackupCommand::Mount(arguments) => return mount(context, &arguments),
+        BackupCommand::Extract(arguments) => return extract(context, &arguments),
         BackupCommand::List(arguments) => {
             let given = query(&[
                 ("vm_name", arguments.vm.as_deref()),

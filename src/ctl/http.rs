@@ -83,6 +83,11 @@ impl Api {
         self.call(Method::GET, path, None, SOON)
     }
 
+    /// Waits `time` at most.
+    pub(super) fn get_within(&self, path: &str, time: Duration) -> CtlResult<Value> {
+        self.call(Method::GET, path, None, time)
+    }
+
     pub(super) fn delete(&self, path: &str) -> CtlResult<Value> {
         self.call(Method::DELETE, path, None, LONG)
     }
@@ -103,7 +108,7 @@ impl Api {
         body: Option<&Value>,
         time: Duration,
     ) -> CtlResult<Value> {
-        let mut answer = self.ask(method, path, body, Some(time))?;
+        let mut answer = self.ask(method, path, body, Some(time), &[])?;
         let read = answer.body_mut().with_config().limit(LONGEST).read_to_string();
         let text = read.map_err(|error| self.unreachable(&error))?;
         if text.is_empty() {
@@ -117,10 +122,31 @@ impl Api {
 
     /// Opens a stream of server-sent events, or of bytes; with the length that was told.
     pub(super) fn stream(&self, path: &str) -> CtlResult<(Option<u64>, impl Read + use<>)> {
-        let answer = self.ask(Method::GET, path, None, None)?;
+        let answer = self.ask(Method::GET, path, None, None, &[])?;
         let length = answer.headers().get("content-length");
         let length = length.and_then(|text| text.to_str().ok()?.parse().ok());
         Ok((length, answer.into_body().into_reader()))
+    }
+
+    /// Opens a file's bytes from `offset` on, of the version that has this entity tag.
+    ///
+    /// # Errors
+    /// `Conflict` where it is another version.
+    pub(super) fn version(
+        &self,
+        path: &str,
+        tag: &str,
+        offset: u64,
+    ) -> CtlResult<impl Read + use<>> {
+        let range = [("range", format!("bytes={offset}-")), ("if-range", tag.to_owned())];
+        let headers = if offset == 0 { &[][..] } else { &range[..] };
+        let answer = self.ask(Method::GET, path, None, None, headers)?;
+        let same = answer.headers().get("etag").is_some_and(|found| found == tag);
+        if !same || (answer.status().as_u16() == 206) != (offset > 0) {
+            let cause = "the file is not the one that the download began with";
+            return Err(CtlError::new(Kind::Conflict, cause, "start again"));
+        }
+        Ok(answer.into_body().into_reader())
     }
 
     /// An answer that is no error, its body not read yet.
@@ -130,9 +156,13 @@ impl Api {
         path: &str,
         body: Option<&Value>,
         time: Option<Duration>,
+        headers: &[(&str, String)],
     ) -> CtlResult<Response<ureq::Body>> {
         let mut request =
             Request::builder().method(method).uri(format!("{}{API}{path}", self.base));
+        for (name, value) in headers {
+            request = request.header(*name, value);
+        }
         if let Some(token) = &self.token {
             request = request.header("authorization", format!("Bearer {token}"));
         }
@@ -223,11 +253,16 @@ impl Api {
 
 /// `text` as a part of an address.
 pub(super) fn encode(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for byte in text.bytes() {
+    encode_bytes(text.as_bytes())
+}
+
+/// Any bytes as a part of an address.
+pub(super) fn encode_bytes(bytes: &[u8]) -> String {
+    let mut out = String::with_capacity(bytes.len());
+    for byte in bytes {
         match byte {
             b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
-                out.push(char::from(byte));
+                out.push(char::from(*byte));
             }
             _ => out.push_str(&format!("%{byte:02X}")),
         }

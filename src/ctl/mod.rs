@@ -87,7 +87,7 @@ enum Command {
     /// Where backups are kept
     #[command(subcommand)]
     Repository(repository::RepositoryCommand),
-    /// Get disks back as they were
+    /// Get disks and files back as they were
     #[command(subcommand)]
     Restore(restore::RestoreCommand),
     /// What runs now

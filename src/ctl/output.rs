@@ -27,7 +27,14 @@ impl Output {
             return line(&words());
         }
         let text = serde_json::to_string_pretty(value);
-        line(&text.map_err(|e| CtlError::failed(e.to_string(), ""))?)
+        let text = text.map_err(|e| CtlError::failed(e.to_string(), ""))?;
+        // Only in strings such characters can be, and there this is what they are.
+        line(&escape(&text, "\n", |c, out| {
+            let mut units = [0; 2];
+            for unit in c.encode_utf16(&mut units) {
+                out.push_str(&format!("\\u{unit:04x}"));
+            }
+        }))
     }
 
     /// Says that something was done. Quiet people need no words for that.
@@ -48,6 +55,7 @@ impl Output {
 
 /// A sentence on standard error.
 pub(super) fn complain(text: &str) {
+    let text = escape(text, "\n", |c, out| out.extend(c.escape_unicode()));
     // Nobody is left to be told where this fails.
     let _ = writeln!(io::stderr(), "sendense-ctl: {text}");
 }
@@ -59,17 +67,36 @@ pub(super) fn line(text: &str) -> CtlResult<()> {
     written.map_err(|e| CtlError::failed(format!("cannot write the output: {e}"), ""))
 }
 
+/// Text of strangers for one line of a terminal: what would steer it, or write from right to left, is
+/// told as `\u{..}`.
+pub(super) fn harmless(text: &str) -> String {
+    escape(text, "", |c, out| out.extend(c.escape_unicode()))
+}
+
+/// Changes each character that would steer a terminal, but for those in `keep`.
+fn escape(text: &str, keep: &str, change: impl Fn(char, &mut String)) -> String {
+    let steers = |c: char| {
+        c.is_control()
+            || matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        if steers(c) && !keep.contains(c) { change(c, &mut out) } else { out.push(c) }
+    }
+    out
+}
+
 /// The message of an answer that says that something was done.
 pub(super) fn message(value: &Value) -> String {
     word(value, "message")
 }
 
-/// A member of an object in words.
+/// A member of an object in words, harmless to a terminal.
 pub(super) fn word(value: &Value, key: &str) -> String {
     match &value[key] {
         Value::Null => NOTHING.to_owned(),
         Value::String(text) if text.is_empty() => NOTHING.to_owned(),
-        Value::String(text) => text.clone(),
+        Value::String(text) => harmless(text),
         Value::Array(all) => all.len().to_string(),
         other => other.to_string(),
     }
@@ -129,6 +156,13 @@ mod tests {
         let rows = [vec!["a".to_owned(), "1".to_owned()], vec!["longer".into(), "22".into()]];
         assert_eq!(table(&["ID", "N"], &rows), "ID      N\na       1\nlonger  22");
         assert_eq!(table(&["ID"], &[]), "ID");
+    }
+
+    #[test]
+    fn names_do_not_steer_a_terminal() {
+        let name = "a\u{1b}[2J\u{9b}31m\n\u{202e}gnp.exe";
+        assert_eq!(harmless(name), "a\\u{1b}[2J\\u{9b}31m\\u{a}\\u{202e}gnp.exe");
+        assert_eq!(harmless("na\u{ef}ve \\x \u{1f980}"), "na\u{ef}ve \\x \u{1f980}");
     }
 
     #[test]

@@ -38,7 +38,8 @@ pub(super) fn take(api: &Api, backup: &str, disk: &Disk) -> io::Result<Taken> {
     let word = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
     let (id, volume) = (word(&mount["mount_id"]), &mount["volumes"][0]);
     let root = format!("/{}", word(&volume["name"]));
-    let about = format!("{root}: {}, {}", word(&volume["filesystem_type"]), word(&volume["status"]));
+    let about =
+        format!("{root}: {}, {}", word(&volume["filesystem_type"]), word(&volume["status"]));
     let files = api.get(&format!("restore/{id}/files?path={root}"))?;
     let files = files["files"].as_array().into_iter().flatten();
     let listing =

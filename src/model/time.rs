@@ -42,6 +42,12 @@ impl Timestamp {
         Self(self.0.checked_add(time).unwrap_or(jiff::Timestamp::MAX))
     }
 
+    /// So many seconds since 1970, and nanoseconds; nothing where no calendar reaches.
+    pub fn at(seconds: i64, nanoseconds: u32) -> Option<Self> {
+        let whole = jiff::Timestamp::from_second(seconds).ok()?;
+        whole.checked_add(Duration::from_nanos(nanoseconds.into())).ok().map(Self)
+    }
+
     /// Seconds since 1970.
     pub fn unix(self) -> i64 {
         self.0.as_second()
@@ -85,5 +91,8 @@ mod tests {
             "20261121T140506"
         );
         assert_eq!(Timestamp::parse("2026-11-21T14:05:06Z").unwrap().to_string().len(), 24);
+        let before = Timestamp::at(-1, 999_000_000).unwrap();
+        assert_eq!(before.to_string(), "1969-12-31T23:59:59.999Z");
+        assert_eq!(Timestamp::at(i64::MAX, 0), None);
     }
 }

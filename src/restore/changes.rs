@@ -9,9 +9,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use guest::tree::{LISTING, Listed, Origin, Placed, READ};
-use guest::{Attributes, Cursor, FileType, Node, Tree};
+use guest::{Attributes, Cursor, FileType, Node, Status, Tree};
 
-use super::diff::ChangedClusters;
+use super::diff::{ChangedClusters, changed_clusters};
+use super::mounts::{MountWish, Mounts, Using};
+use crate::backup::{Backups, Failure, FailureKind};
 
 /// Most names of one directory that are compared, on each side.
 const DIRECTORY: usize = 250_000;
@@ -81,11 +83,87 @@ pub struct Changes {
 }
 
 /// Volumes of one restore point, by name.
-pub type Side = BTreeMap<String, Arc<dyn Tree>>;
+type Side = BTreeMap<String, Arc<dyn Tree>>;
+
+/// A mount that is there for a comparison only.
+struct Temporary<'a> {
+    mounts: &'a Mounts,
+    id: String,
+    actor: &'a str,
+}
+
+impl<'a> Temporary<'a> {
+    fn new(mounts: &'a Mounts, backup: &str, actor: &'a str) -> Result<Self, Failure> {
+        let wish = MountWish { backup_id: backup.to_owned(), ..MountWish::default() };
+        let id = mounts.mount(&wish, actor)?.id;
+        Ok(Self { mounts, id, actor })
+    }
+}
+
+impl Drop for Temporary<'_> {
+    fn drop(&mut self) {
+        if let Err(failure) = self.mounts.unmount(&self.id, self.actor) {
+            tracing::warn!(mount = %self.id, %failure, "a mount did not end well");
+        }
+    }
+}
+
+/// Compares the files of two restore points of a machine; at most `most` changes are told. Takes two
+/// mounts while it lasts. `go_on` is asked now and then; where it says no, the comparison ends.
+///
+/// # Errors
+/// `NotFound`; `Conflict` where one is no restore point, or there are too many mounts; `Invalid` where
+/// they are of different machines; `Internal` where disks cannot be read.
+pub fn file_changes(
+    (backups, mounts): (&Backups, &Mounts),
+    (from, to): (&str, &str),
+    most: usize,
+    actor: &str,
+    go_on: &dyn Fn() -> bool,
+) -> Result<Changes, Failure> {
+    let (a, b) = (backups.backup(from)?, backups.backup(to)?);
+    if a.vm_id != b.vm_id {
+        let text = "the two backups are of different VMs";
+        return Err(Failure::new(FailureKind::Invalid, text, ""));
+    }
+    let mut changed = BTreeMap::new();
+    for disk in b.disks.iter().map(|disk| disk.disk_id) {
+        if a.disks.iter().any(|other| other.disk_id == disk) {
+            changed.insert(disk, changed_clusters(backups, (from, to), disk)?);
+        }
+    }
+    let first = Temporary::new(mounts, from, actor)?;
+    let second = Temporary::new(mounts, to, actor)?;
+    let (first, second) = (mounts.using(&first.id)?, mounts.using(&second.id)?);
+    let mut notes = Vec::new();
+    let (before, after) = (side(&first, &mut notes)?, side(&second, &mut notes)?);
+    let mut found = compare(&before, &after, &changed, most, go_on);
+    found.more |= !notes.is_empty();
+    notes.append(&mut found.notes);
+    found.notes = notes;
+    Ok(found)
+}
+
+/// The trees of a restore point; what is not shown as it was is noted.
+fn side(using: &Using, notes: &mut Vec<String>) -> Result<Side, Failure> {
+    let backup = &using.info().backup_id;
+    let mut side = Side::new();
+    for volume in using.volumes() {
+        let name = &volume.name;
+        match &volume.status {
+            Status::Clean | Status::Replayed => {}
+            Status::Stale(reason) => notes.push(format!("/{name} of {backup} is stale: {reason}")),
+            // Nothing to compare: swap, empty partitions and the like are no news.
+            Status::Refused(_) => continue,
+        }
+        side.insert(name.clone(), using.tree(name)?);
+    }
+    Ok(side)
+}
 
 /// Compares two restore points. `changed` has what differs of each disk that both have; `most` changes
 /// are told. `go_on` is asked now and then; where it says no, the comparison ends early.
-pub fn compare(
+fn compare(
     from: &Side,
     to: &Side,
     changed: &BTreeMap<u32, ChangedClusters>,
@@ -209,8 +287,7 @@ impl Comparison<'_> {
 
     fn one(&mut self, kind: ChangeKind, path: Vec<u8>, attributes: &Attributes) {
         let size = Some(attributes.size).filter(|_| attributes.file_type == FileType::File);
-        let (before, after) =
-            if kind == ChangeKind::Removed { (size, None) } else { (None, size) };
+        let (before, after) = if kind == ChangeKind::Removed { (size, None) } else { (None, size) };
         self.add(Change { kind, path, file_type: attributes.file_type, before, after });
     }
 

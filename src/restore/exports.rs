@@ -98,6 +98,11 @@ impl Restores {
         Ok(Self { backups, settings, entries: Mutex::default() })
     }
 
+    /// A directory for what need not outlive the hub.
+    pub fn scratch(&self) -> &Path {
+        &self.settings.overlays
+    }
+
     fn entries(&self) -> MutexGuard<'_, BTreeMap<String, Entry>> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -8,7 +8,7 @@ pub mod files;
 pub mod fuse;
 mod mounts;
 
-pub use changes::{Change, ChangeKind, Changes, Side, compare};
+pub use changes::{Change, ChangeKind, Changes, file_changes};
 pub use diff::{Difference, difference};
 pub use exports::{RestoreExport, Restores, Settings, Wish};
 pub use mounts::{CleanupReport, MountInfo, MountSettings, MountStatus, MountWish, Mounts, Using};

@@ -20,6 +20,9 @@ const NOBODY: u32 = 65534;
 pub(super) const DESCRIPTORS: u64 = 2048;
 /// How far others' work comes first.
 const NICE: i32 = 5;
+/// Seconds of CPU in all: a day. What runs in circles is ended by the deadline of its request; this ends
+/// what nobody asks any more.
+const CPU: u64 = 24 * 3600;
 /// Descriptors 0 to 2: the channel, nothing, and the way out for last words.
 const OWN: RawFd = 3;
 
@@ -88,6 +91,7 @@ fn limit(memory: u64) -> io::Result<()> {
     let limits = [
         (Resource::As, memory),
         (Resource::Nofile, DESCRIPTORS),
+        (Resource::Cpu, CPU),
         (Resource::Nproc, 0),
         (Resource::Fsize, 0),
         (Resource::Core, 0),

@@ -11,6 +11,8 @@ mod vms;
 
 use utoipa_axum::router::OpenApiRouter;
 
+pub(super) use restore::Streams;
+
 use super::Api;
 
 /// All addresses.

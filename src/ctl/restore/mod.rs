@@ -1,7 +1,16 @@
-//! `sendense-ctl restore`: restore points as disks.
+//! `sendense-ctl restore`: restore points as disks, and the files on them.
 
+mod diff;
+mod download;
+mod extract;
 mod fetch;
+mod files;
+mod get;
+mod report;
 mod sink;
+
+pub(super) use extract::{ExtractArguments, extract};
+pub(super) use files::{MountArguments, mount};
 
 use std::path::PathBuf;
 
@@ -10,7 +19,7 @@ use serde_json::{Value, json};
 
 use super::Context;
 use super::error::{CtlError, CtlResult, OK};
-use super::http::{LONG, encode, query};
+use super::http::{LONG, encode};
 use super::output::{bytes, each, fields, message, number, size, table, time, word};
 use super::run::changes;
 use crate::capture::{self, Changes, Progress as Copied, Source, Target};
@@ -31,7 +40,9 @@ pub(super) enum RestoreCommand {
     /// End such an export; what was written to it is gone
     Remove(OfExport),
     /// Tell what differs between two restore points
-    Diff(DiffArguments),
+    Diff(diff::DiffArguments),
+    #[command(flatten)]
+    Files(files::FilesCommand),
 }
 
 #[derive(Debug, Args)]
@@ -81,17 +92,6 @@ pub(super) struct OfExport {
     name: String,
 }
 
-#[derive(Debug, Args)]
-pub(super) struct DiffArguments {
-    /// The first restore point
-    from: String,
-    /// The second
-    to: String,
-    /// Number of the disk
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    disk: u32,
-}
-
 pub(super) fn run(context: &Context, command: RestoreCommand) -> CtlResult<u8> {
     match command {
         RestoreCommand::Disk(arguments) => disk(context, &arguments),
@@ -102,7 +102,8 @@ pub(super) fn run(context: &Context, command: RestoreCommand) -> CtlResult<u8> {
             context.out.done(&removed, || message(&removed))?;
             Ok(OK)
         }
-        RestoreCommand::Diff(arguments) => diff(context, &arguments),
+        RestoreCommand::Diff(arguments) => diff::run(context, &arguments),
+        RestoreCommand::Files(command) => files::run(context, command),
     }
 }
 
@@ -145,23 +146,6 @@ fn list(context: &Context) -> CtlResult<u8> {
         };
         let rows: Vec<_> = each(&found, "exports").map(row).collect();
         table(&["EXPORT", "BACKUP", "DISK", "ACCESS", "CONNECTIONS", "SINCE"], &rows)
-    })?;
-    Ok(OK)
-}
-
-fn diff(context: &Context, arguments: &DiffArguments) -> CtlResult<u8> {
-    let DiffArguments { from, to, disk } = arguments;
-    let disk = disk.to_string();
-    let pairs = [("from", Some(from.as_str())), ("to", Some(to)), ("disk_index", Some(&disk))];
-    let found = context.api.get(&format!("/restore/diff{}", query(&pairs)))?;
-    context.out.show(&found, || {
-        let row = |range: &Value| {
-            vec![number(range, "offset").to_string(), number(range, "length").to_string()]
-        };
-        let rows: Vec<_> = each(&found, "ranges").map(row).collect();
-        let more = if found["more"] == true { "\n(and more ranges)" } else { "" };
-        let changed = bytes(&found, "changed_bytes");
-        format!("{}\n{changed} differ{more}", table(&["OFFSET", "LENGTH"], &rows))
     })?;
     Ok(OK)
 }

@@ -1,29 +1,22 @@
-//! Restore points as disks: exports, and what differs.
+//! Restore points as disks: exports.
 
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use serde::{Deserialize, Serialize};
-use utoipa::{IntoParams, ToSchema};
+use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::api::Api;
 use crate::api::auth::{Operator, Viewer};
-use crate::api::error::{ApiResult, Body, Query};
+use crate::api::error::{ApiResult, Body};
 use crate::api::views::Done;
 use crate::model::Timestamp;
-use crate::restore::{RestoreExport, Wish, difference};
-
-/// Ranges of a difference that are told unless fewer are asked for, and at most.
-const RANGES: usize = 10_000;
+use crate::restore::{RestoreExport, Wish};
 
 pub(super) fn router() -> OpenApiRouter<Api> {
-    OpenApiRouter::new()
-        .routes(routes!(export))
-        .routes(routes!(list))
-        .routes(routes!(remove))
-        .routes(routes!(diff))
+    OpenApiRouter::new().routes(routes!(export)).routes(routes!(list)).routes(routes!(remove))
 }
 
 #[derive(Debug, Deserialize, ToSchema)]
@@ -115,60 +108,4 @@ async fn remove(
     let restores = std::sync::Arc::clone(&api.restores);
     api.blocking(move |_| restores.remove(&name, &caller.name)).await?;
     Ok(Json(Done::new("the export is closed")))
-}
-
-#[derive(Debug, Deserialize, IntoParams)]
-struct DiffQuery {
-    /// The first restore point.
-    from: String,
-    /// The second.
-    to: String,
-    /// Number of the disk.
-    #[serde(default)]
-    disk_index: u32,
-    /// At most so many ranges.
-    limit: Option<usize>,
-}
-
-/// A range of a disk.
-#[derive(Debug, Serialize, ToSchema)]
-struct Range {
-    offset: u64,
-    length: u64,
-}
-
-/// What differs between two restore points of a disk, in clusters of 64 KiB.
-#[derive(Debug, Serialize, ToSchema)]
-struct DiffView {
-    from: String,
-    to: String,
-    disk_index: u32,
-    /// Bytes in all ranges, told or not.
-    changed_bytes: u64,
-    ranges: Vec<Range>,
-    /// There are more ranges than were told.
-    more: bool,
-}
-
-/// Compares a disk at two restore points by their checksums; no data is read.
-#[utoipa::path(get, path = "/restore/diff", tag = "restore", params(DiffQuery),
-    responses((status = 200, body = DiffView)))]
-async fn diff(
-    _viewer: Viewer,
-    State(api): State<Api>,
-    Query(query): Query<DiffQuery>,
-) -> ApiResult<Json<DiffView>> {
-    let (disk, most) = (query.disk_index, query.limit.unwrap_or(RANGES).min(RANGES));
-    let found = api
-        .blocking(move |backups| difference(backups, (&query.from, &query.to), disk, most))
-        .await?;
-    let ranges = found.ranges.into_iter().map(|(offset, length)| Range { offset, length });
-    Ok(Json(DiffView {
-        from: found.from,
-        to: found.to,
-        disk_index: disk,
-        changed_bytes: found.bytes,
-        ranges: ranges.collect(),
-        more: found.more,
-    }))
 }

@@ -1,11 +1,77 @@
-//! Restore points as disks.
+//! Restore points as disks, and the files on them.
 
+mod diff;
+mod download;
 mod exports;
+mod files;
+mod mounts;
+mod path;
+mod range;
+mod stream;
 
+pub(in crate::api) use stream::Streams;
+
+use std::sync::Arc;
+
+use guest::{ErrorKind, Node, Tree};
 use utoipa_axum::router::OpenApiRouter;
 
 use crate::api::Api;
+use crate::backup::{Failure, FailureKind};
+use crate::restore::Using;
+use path::GuestPath;
 
 pub(super) fn router() -> OpenApiRouter<Api> {
-    exports::router()
+    OpenApiRouter::new()
+        .merge(exports::router())
+        .merge(diff::router())
+        .merge(mounts::router())
+        .merge(files::router())
+        .merge(download::router())
+}
+
+/// What a reader says, for clients. What a guest's disk cannot give is no defect of the hub.
+fn failure(error: guest::Error) -> Failure {
+    let kind = match error.kind {
+        ErrorKind::NotFound => FailureKind::NotFound,
+        ErrorKind::NotADirectory | ErrorKind::NotAFile | ErrorKind::NotALink => {
+            FailureKind::Invalid
+        }
+        ErrorKind::Corrupt | ErrorKind::Unsupported | ErrorKind::Limit => {
+            FailureKind::Unprocessable
+        }
+        ErrorKind::Io => FailureKind::Internal,
+    };
+    Failure::new(kind, error.message, "")
+}
+
+/// Something in a volume of a mount.
+struct Found {
+    volume: String,
+    tree: Arc<dyn Tree>,
+    node: Node,
+    /// Its path in the volume, without links.
+    inside: Vec<u8>,
+}
+
+impl Found {
+    /// Its name: of a volume's root the volume's.
+    fn name(&self) -> &[u8] {
+        let last = self.inside.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
+        if last.is_empty() { self.volume.as_bytes() } else { last }
+    }
+}
+
+/// Finds what a path stands for; nothing for `/`. Links are followed inside the volume, the last one
+/// where `follow` is set.
+fn find(using: &Using, path: &GuestPath, follow: bool) -> Result<Option<Found>, Failure> {
+    let Some(volume) = &path.volume else { return Ok(None) };
+    let tree = using.tree(volume)?;
+    let resolved = tree.resolve(&path.inside, follow).map_err(|error| {
+        // Something on the way is no directory: then there is nothing below it.
+        let absent = error.kind == ErrorKind::NotADirectory;
+        let kind = if absent { ErrorKind::NotFound } else { error.kind };
+        failure(guest::Error { kind, ..error })
+    })?;
+    Ok(Some(Found { volume: volume.clone(), tree, node: resolved.node, inside: resolved.path }))
 }

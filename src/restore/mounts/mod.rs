@@ -5,19 +5,25 @@
 //! ends when it is told to, with the hub, or when nothing has been asked of it for the idle time. A
 //! request in flight is a use as long as it lasts.
 
+mod mount;
+
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use guest::{Status, Tree, VolumeAbout};
 
 use crate::backup::{Backups, Failure, FailureKind};
 use crate::model::{BackupState, Timestamp, random_hex};
+use crate::restore::fuse;
 use crate::worker::{Limits, Program, Worker};
+use mount::{Leases, Made, Mount};
 
 /// Random bytes in the id of a mount.
 const RANDOM: usize = 8;
+/// Longest name of a directory that shows a mount's files.
+const NAME: usize = 64;
 
 /// Bounds of mounts.
 #[derive(Debug, Clone)]
@@ -30,6 +36,9 @@ pub struct MountSettings {
     pub program: Program,
     /// What each worker may take.
     pub limits: Limits,
+    /// Directory below which mounts show their files, where that is asked for. What an earlier process
+    /// left there is taken away at a start.
+    pub root: PathBuf,
 }
 
 /// What is to be mounted.
@@ -39,7 +48,7 @@ pub struct MountWish {
     pub backup_id: String,
     /// This disk only; otherwise all of them.
     pub disk: Option<u32>,
-    /// Show the files under this directory too.
+    /// Show the files in a directory of this name too, directly below [`MountSettings::root`].
     pub mount_path: Option<String>,
 }
 
@@ -100,115 +109,6 @@ pub struct CleanupReport {
     pub ended_idle: u64,
     /// When it was looked after them last.
     pub last_look: Option<Timestamp>,
-}
-
-/// When a mount was used.
-struct Use {
-    in_flight: usize,
-    last: Instant,
-    last_at: Timestamp,
-}
-
-struct Mount {
-    id: String,
-    backup_id: String,
-    vm_name: String,
-    disk: Option<u32>,
-    created_by: String,
-    created_at: Timestamp,
-    worker: Arc<Worker>,
-    usage: Mutex<Use>,
-    /// Given back after the worker is gone.
-    leases: Mutex<Option<Leases>>,
-}
-
-impl Mount {
-    fn usage(&self) -> MutexGuard<'_, Use> {
-        self.usage.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn status(&self) -> MountStatus {
-        match self.worker.is_alive() {
-            true => MountStatus::Mounted,
-            false => MountStatus::Failed(self.worker.ended().unwrap_or("it is gone").to_owned()),
-        }
-    }
-
-    fn expires_at(&self, idle: Duration) -> Timestamp {
-        let usage = self.usage();
-        let last = if usage.in_flight > 0 { Timestamp::now() } else { usage.last_at };
-        last.after(idle)
-    }
-
-    fn is_idle(&self, idle: Duration) -> bool {
-        let usage = self.usage();
-        usage.in_flight == 0 && usage.last.elapsed() >= idle
-    }
-
-    fn info(&self, idle: Duration) -> MountInfo {
-        let status = self.status();
-        let memory = if status == MountStatus::Mounted { self.worker.memory() } else { 0 };
-        MountInfo {
-            id: self.id.clone(),
-            backup_id: self.backup_id.clone(),
-            vm_name: self.vm_name.clone(),
-            disk: self.disk,
-            mount_path: None,
-            volumes: self.worker.volumes().to_vec(),
-            notes: self.worker.notes().to_vec(),
-            status,
-            created_by: self.created_by.clone(),
-            created_at: self.created_at,
-            expires_at: self.expires_at(idle),
-            requests_in_flight: self.usage().in_flight,
-            memory,
-        }
-    }
-
-    fn begin(&self) {
-        self.usage().in_flight += 1;
-    }
-
-    fn finish(&self) {
-        let mut usage = self.usage();
-        usage.in_flight = usage.in_flight.saturating_sub(1);
-        (usage.last, usage.last_at) = (Instant::now(), Timestamp::now());
-    }
-
-    /// Ends the worker, and only then lets go of the restore point.
-    fn end(&self) -> Result<(), Failure> {
-        self.worker.end();
-        let leases = self.leases.lock().unwrap_or_else(PoisonError::into_inner).take();
-        leases.map_or(Ok(()), Leases::release)
-    }
-}
-
-/// Leases of a restore point's disks, given back when they are dropped.
-struct Leases {
-    backups: Arc<Backups>,
-    ids: Vec<String>,
-}
-
-impl Leases {
-    fn release(mut self) -> Result<(), Failure> {
-        self.release_all()
-    }
-
-    fn release_all(&mut self) -> Result<(), Failure> {
-        while let Some(id) = self.ids.last() {
-            self.backups.catalog().release_lease(id)?;
-            self.ids.pop();
-        }
-        Ok(())
-    }
-}
-
-impl Drop for Leases {
-    fn drop(&mut self) {
-        if let Err(failure) = self.release_all() {
-            tracing::warn!(%failure, "a restore point stays leased until the hub starts again");
-        }
-    }
 }
 
 /// A request to a mount: it is in use as long as this lives.
@@ -288,6 +188,10 @@ impl Mounts {
             let text = "mounts and their idle time must be more than nothing";
             return Err(Failure::new(FailureKind::Invalid, text, ""));
         }
+        let left = fuse::clear_stale(&settings.root);
+        if left > 0 {
+            tracing::info!(left, "took away directories that an earlier process showed files in");
+        }
         Ok(Self { backups, settings, state: Mutex::default() })
     }
 
@@ -323,10 +227,7 @@ impl Mounts {
     /// `Unprocessable` for a directory; `Internal` where its disks cannot be opened. Nothing is left
     /// then.
     pub fn mount(&self, wish: &MountWish, actor: &str) -> Result<MountInfo, Failure> {
-        if wish.mount_path.is_some() {
-            let text = "files under a directory are not available on this hub";
-            return Err(Failure::new(FailureKind::Unprocessable, text, "use the API"));
-        }
+        let shown = wish.mount_path.as_deref().map(|path| self.directory(path)).transpose()?;
         let beginning = self.begin()?;
         let backup = self.backups.backup(&wish.backup_id)?;
         if backup.state != BackupState::Completed {
@@ -341,11 +242,9 @@ impl Mounts {
         }
 
         let id = format!("mount-{}", random_hex(RANDOM));
-        let mut leases = Leases { backups: Arc::clone(&self.backups), ids: Vec::new() };
+        let mut leases = Leases::none(Arc::clone(&self.backups));
         for disk in &disks {
-            let lease = format!("{id}-disk{}", disk.disk_id);
-            self.backups.catalog().lease(&lease, &backup.id, disk.disk_id)?;
-            leases.ids.push(lease);
+            leases.take(format!("{id}-disk{}", disk.disk_id), &backup.id, disk.disk_id)?;
         }
         let root = self.backups.repository_root(&backup)?;
         let images = disks
@@ -357,18 +256,21 @@ impl Mounts {
             let text = format!("backup {} cannot be mounted: {e}", backup.id);
             Failure::new(FailureKind::Internal, text, "")
         })?;
-        let now = Timestamp::now();
-        let mount = Arc::new(Mount {
+        let made = Made {
             id: id.clone(),
             backup_id: backup.id.clone(),
             vm_name: backup.vm_name.clone(),
             disk: wish.disk,
             created_by: actor.to_owned(),
-            created_at: now,
-            worker: Arc::new(worker),
-            usage: Mutex::new(Use { in_flight: 0, last: Instant::now(), last_at: now }),
-            leases: Mutex::new(Some(leases)),
-        });
+        };
+        let mut mount = Mount::new(made, Arc::new(worker), leases);
+        if let Some(at) = shown {
+            mount.show(at).map_err(|text| {
+                let next = "mount it without a directory: API and sendense-ctl need none";
+                Failure::new(FailureKind::Unprocessable, text, next)
+            })?;
+        }
+        let mount = Arc::new(mount);
         self.backups.catalog().event(actor, "restore.mounted", &backup.id, &id)?;
         let entered = {
             let mut state = self.state();
@@ -383,6 +285,35 @@ impl Mounts {
             return Err(ending());
         }
         Ok(mount.info(self.settings.idle))
+    }
+
+    /// The directory for a wish: a name, or a path that ends in one, directly below the root.
+    fn directory(&self, wish: &str) -> Result<PathBuf, Failure> {
+        let root = &self.settings.root;
+        let wished = Path::new(wish);
+        let name = match wished.parent() {
+            Some(parent) if parent == root || parent.as_os_str().is_empty() => wished.file_name(),
+            _ => None,
+        };
+        let fit = |name: &&str| {
+            let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+            name.len() <= NAME && !name.starts_with('.') && name.chars().all(plain)
+        };
+        let name = name.and_then(|name| name.to_str()).filter(fit).ok_or_else(|| {
+            let text = format!("'{wish}' is no name for a directory below {}", root.display());
+            let next = "give a name of letters, digits, '.', '_' and '-'; restore.mount_root says \
+                        where it appears";
+            Failure::new(FailureKind::Invalid, text, next)
+        })?;
+        let make = || {
+            use std::os::unix::fs::DirBuilderExt;
+            std::fs::DirBuilder::new().recursive(true).mode(0o700).create(root)
+        };
+        make().map_err(|e| {
+            let text = format!("cannot make '{}': {e}", root.display());
+            Failure::new(FailureKind::Unprocessable, text, "set restore.mount_root")
+        })?;
+        Ok(root.join(name))
     }
 
     fn found(&self, id: &str) -> Result<Arc<Mount>, Failure> {
@@ -439,7 +370,12 @@ impl Mounts {
 
     fn finish(&self, mount: &Mount, actor: &str) -> Result<(), Failure> {
         mount.end()?;
-        self.backups.catalog().event(actor, "restore.unmounted", &mount.backup_id, &mount.id)?;
+        self.backups.catalog().event(
+            actor,
+            "restore.unmounted",
+            &mount.made.backup_id,
+            &mount.made.id,
+        )?;
         Ok(())
     }
 
@@ -450,13 +386,13 @@ impl Mounts {
             state.last_look = Some(Timestamp::now());
             let is_idle = |mount: &Arc<Mount>| mount.is_idle(self.settings.idle);
             let ids: Vec<String> =
-                state.mounts.values().filter(|m| is_idle(m)).map(|m| m.id.clone()).collect();
+                state.mounts.values().filter(|m| is_idle(m)).map(|m| m.made.id.clone()).collect();
             state.ended_idle += ids.len() as u64;
             ids.iter().filter_map(|id| state.mounts.remove(id)).collect()
         };
         for mount in idle {
             if let Err(failure) = self.finish(&mount, "hub") {
-                tracing::warn!(mount = %mount.id, %failure, "an idle mount did not end well");
+                tracing::warn!(mount = %mount.made.id, %failure, "an idle mount did not end well");
             }
         }
         let mounts: Vec<_> = self.state().mounts.values().map(Arc::clone).collect();
@@ -474,7 +410,7 @@ impl Mounts {
         };
         for mount in mounts.values() {
             if let Err(failure) = self.finish(mount, "hub") {
-                tracing::warn!(mount = %mount.id, %failure, "a mount did not end well");
+                tracing::warn!(mount = %mount.made.id, %failure, "a mount did not end well");
             }
         }
     }
@@ -491,7 +427,7 @@ impl Mounts {
             idle,
             mounts: mounts.len(),
             failed: mounts.iter().filter(|mount| !mount.worker.is_alive()).count(),
-            requests_in_flight: mounts.iter().map(|mount| mount.usage().in_flight).sum(),
+            requests_in_flight: mounts.iter().map(|mount| mount.in_flight()).sum(),
             next_expiry: mounts.iter().map(|mount| mount.expires_at(idle)).min(),
             ended_idle,
             last_look,

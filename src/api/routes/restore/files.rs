@@ -1,0 +1,486 @@
+//! Files of a mount: listings, what is known of one, names that match.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{Path, State};
+use guest::tree::{LISTING, Listed};
+use guest::{Attributes, Cursor, FileType, Status, Time};
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use super::path::{AskedPath, GuestPath, told};
+use super::{Found, download, failure, find};
+use crate::api::Api;
+use crate::api::auth::Operator;
+use crate::api::error::{ApiResult, Query};
+use crate::backup::{Failure, FailureKind};
+use crate::model::Timestamp;
+use crate::restore::Using;
+use crate::restore::files::{Matches, Pattern, SearchLimits, everything, names, search};
+
+/// Names of a listing that are told unless the caller says how many.
+const NAMES: usize = 1000;
+/// Names of an answer at most.
+const MOST: usize = 10_000;
+
+pub(super) fn router() -> OpenApiRouter<Api> {
+    OpenApiRouter::new().routes(routes!(list)).routes(routes!(file_info)).routes(routes!(by_name))
+}
+
+/// A file, directory, or anything else that has a name.
+#[derive(Debug, Serialize, ToSchema)]
+struct FileView {
+    /// Its name. A byte that is no UTF-8 is `\xNN`, and a backslash before such letters is doubled.
+    name: String,
+    /// Its path in the mount: what other addresses take.
+    path: String,
+    /// `file`, `directory`, `symlink`, `char_device`, `block_device`, `fifo`, `socket`, or `opaque`:
+    /// `note` says why its content cannot be read.
+    r#type: &'static str,
+    /// Bytes of a file.
+    size: u64,
+    /// Permission bits in octal, such as `0644`.
+    mode: String,
+    #[schema(value_type = Option<String>)]
+    modified_time: Option<Timestamp>,
+    is_symlink: bool,
+    /// Where a link points.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    symlink_target: Option<String>,
+    /// What people should know of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    note: Option<String>,
+    uid: u32,
+    gid: u32,
+    /// Names that it has.
+    links: u32,
+}
+
+pub(super) fn type_word(file_type: FileType) -> &'static str {
+    match file_type {
+        FileType::File => "file",
+        FileType::Directory => "directory",
+        FileType::Symlink => "symlink",
+        FileType::CharDevice => "char_device",
+        FileType::BlockDevice => "block_device",
+        FileType::Fifo => "fifo",
+        FileType::Socket => "socket",
+        FileType::Opaque => "opaque",
+    }
+}
+
+fn timestamp(time: Option<Time>) -> Option<Timestamp> {
+    time.and_then(|time| Timestamp::at(time.seconds, time.nanoseconds))
+}
+
+impl FileView {
+    fn new(name: &[u8], path: String, attributes: &Attributes, target: Option<&[u8]>) -> Self {
+        Self {
+            name: names::shown(name),
+            path,
+            r#type: type_word(attributes.file_type),
+            size: attributes.size,
+            mode: format!("{:04o}", attributes.mode & 0o7777),
+            modified_time: timestamp(attributes.modified),
+            is_symlink: attributes.file_type == FileType::Symlink,
+            symlink_target: target.map(names::shown),
+            note: attributes.note.clone(),
+            uid: attributes.uid,
+            gid: attributes.gid,
+            links: attributes.links,
+        }
+    }
+
+    /// A name in a directory. Damage of what it names is told in its place.
+    fn listed(directory: &str, listed: &Listed) -> Self {
+        let path = format!("{directory}/{}", names::shown(&listed.name));
+        match &listed.attributes {
+            Ok(attributes) => Self::new(&listed.name, path, attributes, listed.target.as_deref()),
+            Err(error) => Self {
+                name: names::shown(&listed.name),
+                path,
+                r#type: type_word(FileType::Opaque),
+                size: 0,
+                mode: "0000".into(),
+                modified_time: None,
+                is_symlink: false,
+                symlink_target: None,
+                note: Some(error.message.clone()),
+                uid: 0,
+                gid: 0,
+                links: 0,
+            },
+        }
+    }
+}
+
+/// The volumes of a mount, as directories.
+fn volumes(using: &Using) -> Vec<FileView> {
+    let view = |volume: &guest::VolumeAbout| FileView {
+        name: volume.name.clone(),
+        path: format!("/{}", volume.name),
+        r#type: type_word(FileType::Directory),
+        size: 0,
+        mode: "0555".into(),
+        modified_time: None,
+        is_symlink: false,
+        symlink_target: None,
+        note: match &volume.status {
+            Status::Clean | Status::Replayed => None,
+            Status::Stale(reason) => Some(format!("stale: {reason}")),
+            Status::Refused(reason) => Some(format!("refused: {reason}")),
+        },
+        uid: 0,
+        gid: 0,
+        links: 1,
+    };
+    using.volumes().iter().map(view).collect()
+}
+
+/// What could not be looked at.
+#[derive(Debug, Serialize, ToSchema)]
+struct TroubleView {
+    path: String,
+    error: String,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+struct FileList {
+    mount_id: String,
+    path: String,
+    files: Vec<FileView>,
+    /// Files in this answer.
+    total_count: usize,
+    /// There are more than were told.
+    more: bool,
+    /// What gives the next ones as `cursor`; not of recursive listings.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next_cursor: Option<String>,
+    /// Directories below that could not be read; only of recursive listings.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    errors: Vec<TroubleView>,
+}
+
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+struct ListQuery {
+    /// List what is below, too; a directory comes before what is in it.
+    #[serde(default)]
+    recursive: bool,
+    /// At most so many.
+    limit: Option<usize>,
+    /// Go on where an earlier answer ended, by its `next_cursor`.
+    cursor: Option<u64>,
+}
+
+impl ListQuery {
+    fn limit(&self) -> usize {
+        self.limit.unwrap_or(if self.recursive { MOST } else { NAMES }).clamp(1, MOST)
+    }
+}
+
+/// Lists a directory, in the order of the file system. `/` has the volumes in it.
+#[utoipa::path(get, path = "/restore/{id}/files", tag = "restore",
+    params(("id" = String, Path), ListQuery,
+        ("path" = Option<String>, Query, description = "the directory; `/` where it is left out")),
+    responses((status = 200, body = FileList),
+        (status = 422, description = "the volume is not shown, or damaged")))]
+async fn list(
+    _operator: Operator,
+    State(api): State<Api>,
+    Path(id): Path<String>,
+    asked: AskedPath,
+    Query(query): Query<ListQuery>,
+) -> ApiResult<Json<FileList>> {
+    let path = asked.0.unwrap_or_else(GuestPath::root);
+    let mounts = Arc::clone(&api.mounts);
+    let listed = api.blocking(move |_| {
+        let using = mounts.using(&id)?;
+        let mut list = FileList {
+            mount_id: id,
+            path: "/".into(),
+            files: Vec::new(),
+            total_count: 0,
+            more: false,
+            next_cursor: None,
+            errors: Vec::new(),
+        };
+        match find(&using, &path, true)? {
+            Some(found) if query.recursive => below(&mut list, &found, query.limit())?,
+            Some(found) => page(&mut list, &found, &query)?,
+            None => {
+                list.files = volumes(&using);
+                if query.recursive {
+                    all_volumes(&mut list, &using, query.limit())?;
+                }
+            }
+        }
+        list.total_count = list.files.len();
+        Ok(list)
+    });
+    Ok(Json(listed.await?))
+}
+
+/// A part of a directory.
+fn page(list: &mut FileList, found: &Found, query: &ListQuery) -> Result<(), Failure> {
+    list.path = told(&found.volume, &found.inside);
+    let mut next = Some(Cursor(query.cursor.unwrap_or_default()));
+    let limit = query.limit();
+    while let Some(cursor) = next.filter(|_| list.files.len() < limit) {
+        let wanted = (limit - list.files.len()).min(LISTING);
+        let listing = found.tree.list(found.node, cursor, wanted).map_err(failure)?;
+        if listing.entries.is_empty() && listing.next.is_some() {
+            let text = format!("the listing of '{}' goes on without names", list.path);
+            return Err(Failure::new(FailureKind::Unprocessable, text, ""));
+        }
+        list.files.extend(listing.entries.iter().map(|entry| FileView::listed(&list.path, entry)));
+        next = listing.next;
+    }
+    list.more = next.is_some();
+    list.next_cursor = next.map(|cursor| cursor.0.to_string());
+    Ok(())
+}
+
+fn take(list: &mut FileList, directory: &str, matches: Matches) {
+    list.more |= matches.more;
+    let path = |inside: &[u8]| match inside {
+        b"" => directory.to_owned(),
+        inside => format!("{directory}/{}", names::shown(inside)),
+    };
+    for found in matches.found {
+        let mut view = FileView::listed(directory, &found.listed);
+        view.path = path(&found.path);
+        list.files.push(view);
+    }
+    list.errors.extend(
+        matches
+            .troubles
+            .into_iter()
+            .map(|trouble| TroubleView { path: path(&trouble.path), error: trouble.error.message }),
+    );
+}
+
+/// All that is below a directory.
+fn below(list: &mut FileList, found: &Found, limit: usize) -> Result<(), Failure> {
+    let attributes = found.tree.stat(found.node).map_err(failure)?;
+    list.path = told(&found.volume, &found.inside);
+    if attributes.file_type != FileType::Directory {
+        let text = format!("'{}' is no directory", list.path);
+        return Err(Failure::new(FailureKind::Invalid, text, ""));
+    }
+    let limits = SearchLimits { found: limit, ..SearchLimits::LISTING };
+    let directory = list.path.clone();
+    take(list, &directory, everything(&*found.tree, found.node, limits));
+    Ok(())
+}
+
+/// Names of volumes that are shown.
+fn shown(using: &Using) -> impl Iterator<Item = &str> {
+    let shown = |volume: &&guest::VolumeAbout| !matches!(volume.status, Status::Refused(_));
+    using.volumes().iter().filter(shown).map(|volume| volume.name.as_str())
+}
+
+/// All that is in the volumes that are shown.
+fn all_volumes(list: &mut FileList, using: &Using, limit: usize) -> Result<(), Failure> {
+    for volume in shown(using) {
+        let Some(left) = limit.checked_sub(list.files.len()).filter(|left| *left > 0) else {
+            list.more = true;
+            break;
+        };
+        let tree = using.tree(volume)?;
+        let root = tree.root().map_err(failure)?;
+        let limits = SearchLimits { found: left, ..SearchLimits::LISTING };
+        take(list, &format!("/{volume}"), everything(&*tree, root, limits));
+    }
+    Ok(())
+}
+
+/// All that is known of a file.
+#[derive(Debug, Serialize, ToSchema)]
+struct FileInfo {
+    mount_id: String,
+    #[serde(flatten)]
+    file: FileView,
+    /// Bytes that it takes on the volume, where that is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    allocated: Option<u64>,
+    #[schema(value_type = Option<String>)]
+    accessed_time: Option<Timestamp>,
+    #[schema(value_type = Option<String>)]
+    changed_time: Option<Timestamp>,
+    #[schema(value_type = Option<String>)]
+    created_time: Option<Timestamp>,
+    /// Entity tag of a file's content: what a download of it has.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    etag: Option<String>,
+    /// Extended attributes with their lengths.
+    xattrs: Vec<XattrView>,
+    /// Status of its volume.
+    volume_status: &'static str,
+    /// Why the volume is stale.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    volume_reason: Option<String>,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+struct XattrView {
+    name: String,
+    size: usize,
+}
+
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+struct InfoQuery {
+    /// Of a link, tell of what it points to, inside the volume.
+    #[serde(default)]
+    follow: bool,
+}
+
+/// Tells all that is known of a file or directory.
+#[utoipa::path(get, path = "/restore/{id}/file-info", tag = "restore",
+    params(("id" = String, Path), ("path" = String, Query, description = "the file"), InfoQuery),
+    responses((status = 200, body = FileInfo)))]
+async fn file_info(
+    _operator: Operator,
+    State(api): State<Api>,
+    Path(id): Path<String>,
+    asked: AskedPath,
+    Query(query): Query<InfoQuery>,
+) -> ApiResult<Json<FileInfo>> {
+    let path = asked.needed()?;
+    let mounts = Arc::clone(&api.mounts);
+    let info = api.blocking(move |_| {
+        let using = mounts.using(&id)?;
+        match find(&using, &path, query.follow)? {
+            Some(found) => info(id, &using, &found),
+            None => Ok(of_root(id)),
+        }
+    });
+    Ok(Json(info.await?))
+}
+
+fn info(mount_id: String, using: &Using, found: &Found) -> Result<FileInfo, Failure> {
+    let attributes = found.tree.stat(found.node).map_err(failure)?;
+    let target = match attributes.file_type {
+        FileType::Symlink => Some(found.tree.read_link(found.node).map_err(failure)?),
+        _ => None,
+    };
+    let xattrs = found.tree.xattrs(found.node).map_err(failure)?;
+    let volume = using.volumes().iter().find(|volume| volume.name == found.volume);
+    let (volume_status, reason) =
+        volume.map_or(("clean", None), |v| super::mounts::told(&v.status));
+    let path = told(&found.volume, &found.inside);
+    let etag =
+        (attributes.file_type == FileType::File).then(|| download::tag(using, found, &attributes));
+    Ok(FileInfo {
+        mount_id,
+        file: FileView::new(found.name(), path, &attributes, target.as_deref()),
+        allocated: attributes.allocated,
+        accessed_time: timestamp(attributes.accessed),
+        changed_time: timestamp(attributes.changed),
+        created_time: timestamp(attributes.created),
+        etag,
+        xattrs: xattrs
+            .into_iter()
+            .map(|(name, value)| XattrView { name: names::shown(&name), size: value.len() })
+            .collect(),
+        volume_status,
+        volume_reason: reason.map(str::to_owned),
+    })
+}
+
+/// The directory that the volumes are in.
+fn of_root(mount_id: String) -> FileInfo {
+    let file = FileView {
+        name: "/".into(),
+        path: "/".into(),
+        r#type: type_word(FileType::Directory),
+        size: 0,
+        mode: "0555".into(),
+        modified_time: None,
+        is_symlink: false,
+        symlink_target: None,
+        note: None,
+        uid: 0,
+        gid: 0,
+        links: 1,
+    };
+    FileInfo {
+        mount_id,
+        file,
+        allocated: None,
+        accessed_time: None,
+        changed_time: None,
+        created_time: None,
+        etag: None,
+        xattrs: Vec::new(),
+        volume_status: "clean",
+        volume_reason: None,
+    }
+}
+
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+struct NameQuery {
+    /// A part of the name, in any case; or all of it with `*` for anything and `?` for a character.
+    name: String,
+    /// At most so many.
+    limit: Option<usize>,
+}
+
+/// Finds names below a directory.
+#[utoipa::path(get, path = "/restore/{id}/search", tag = "restore",
+    params(("id" = String, Path), NameQuery,
+        ("path" = Option<String>, Query, description = "the directory; all volumes where it is left out")),
+    responses((status = 200, body = FileList)))]
+async fn by_name(
+    _operator: Operator,
+    State(api): State<Api>,
+    Path(id): Path<String>,
+    asked: AskedPath,
+    Query(query): Query<NameQuery>,
+) -> ApiResult<Json<FileList>> {
+    let path = asked.0.unwrap_or_else(GuestPath::root);
+    let limit = query.limit.unwrap_or(NAMES).clamp(1, MOST);
+    let mounts = Arc::clone(&api.mounts);
+    let found = api.blocking(move |_| {
+        let pattern = Pattern::new(&query.name)
+            .map_err(|error| Failure::new(FailureKind::Invalid, error.message, ""))?;
+        let using = mounts.using(&id)?;
+        let mut list = FileList {
+            mount_id: id,
+            path: "/".into(),
+            files: Vec::new(),
+            total_count: 0,
+            more: false,
+            next_cursor: None,
+            errors: Vec::new(),
+        };
+        let look = |list: &mut FileList, found: &Found| {
+            let left = limit.saturating_sub(list.files.len());
+            let limits = SearchLimits { found: left, ..SearchLimits::default() };
+            let matches = search(&*found.tree, found.node, &pattern, limits);
+            take(list, &told(&found.volume, &found.inside), matches);
+        };
+        match find(&using, &path, true)? {
+            Some(found) => {
+                list.path = told(&found.volume, &found.inside);
+                look(&mut list, &found);
+            }
+            None => {
+                for volume in shown(&using) {
+                    let tree = using.tree(volume)?;
+                    let node = tree.root().map_err(failure)?;
+                    let (volume, inside) = (volume.to_owned(), b"/".to_vec());
+                    look(&mut list, &Found { volume, tree, node, inside });
+                }
+            }
+        }
+        list.total_count = list.files.len();
+        Ok(list)
+    });
+    Ok(Json(found.await?))
+}

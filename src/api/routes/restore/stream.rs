@@ -1,0 +1,207 @@
+//! Bodies that a thread makes piece by piece while the client reads them.
+//!
+//! What must stay true: memory per body is bounded, a client that goes away or takes nothing for too
+//! long ends the thread, and a body that was not finished never looks like one that was.
+
+use std::io::{self, Write};
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::{Body, Bytes};
+use tokio::runtime::Handle;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+
+use crate::api::error::ApiError;
+use crate::backup::{Failure, FailureKind};
+
+/// Bodies at a time. Each has a thread.
+pub(super) const STREAMS: usize = 64;
+/// Pieces that wait to be sent.
+const WAITING: usize = 2;
+/// Bytes that are collected into a piece, of what comes in small writes.
+const PIECE: usize = 256 << 10;
+/// Time in which a client must take something.
+const STALLED: Duration = Duration::from_secs(15 * 60);
+
+/// The bodies that are being made.
+#[derive(Clone)]
+pub(in crate::api) struct Streams(Arc<Semaphore>);
+
+impl Default for Streams {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(STREAMS)))
+    }
+}
+
+impl Streams {
+    /// How many there are.
+    pub(super) fn count(&self) -> usize {
+        STREAMS.saturating_sub(self.0.available_permits())
+    }
+
+    /// Room for one more; it is held as long as the body is made.
+    pub(super) fn enter(&self) -> Result<OwnedSemaphorePermit, ApiError> {
+        Arc::clone(&self.0).try_acquire_owned().map_err(|_| {
+            let text = format!("{STREAMS} downloads run already, the maximum");
+            ApiError(Failure::new(FailureKind::Conflict, text, "try again when one has ended"))
+        })
+    }
+}
+
+enum Piece {
+    Data(Bytes),
+    /// The body is whole.
+    End,
+}
+
+/// Where the thread puts a body.
+pub(super) struct Sink {
+    pieces: mpsc::Sender<io::Result<Piece>>,
+    runtime: Handle,
+    collected: Vec<u8>,
+}
+
+impl Sink {
+    fn put(&self, piece: io::Result<Piece>) -> io::Result<()> {
+        let gone = |text| io::Error::new(io::ErrorKind::BrokenPipe, text);
+        let sent = async { tokio::time::timeout(STALLED, self.pieces.send(piece)).await };
+        match self.runtime.block_on(sent) {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) => Err(gone("the client is gone")),
+            Err(_) => Err(gone("the client takes nothing any more")),
+        }
+    }
+
+    /// Sends a piece as it is; waits while the client is slow.
+    ///
+    /// # Errors
+    /// When nobody takes it.
+    pub(super) fn send(&self, piece: Vec<u8>) -> io::Result<()> {
+        self.put(Ok(Piece::Data(piece.into())))
+    }
+
+    fn pass_on(&mut self) -> io::Result<()> {
+        if self.collected.is_empty() {
+            return Ok(());
+        }
+        let piece = std::mem::replace(&mut self.collected, Vec::with_capacity(PIECE));
+        self.send(piece)
+    }
+}
+
+impl Write for Sink {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let room = PIECE.saturating_sub(self.collected.len()).min(bytes.len());
+        let (now, _) = bytes.split_at(room);
+        self.collected.extend_from_slice(now);
+        if self.collected.len() >= PIECE {
+            self.pass_on()?;
+        }
+        Ok(room)
+    }
+
+    /// Nothing: pieces go out when they are full, and at the end.
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A body that `make` writes on a thread of its own. Where it fails, or panics, the connection is
+/// broken off.
+pub(super) fn body(
+    room: OwnedSemaphorePermit,
+    make: impl FnOnce(&mut Sink) -> io::Result<()> + Send + 'static,
+) -> Body {
+    let (pieces, receive) = mpsc::channel(WAITING);
+    let mut sink = Sink { pieces, runtime: Handle::current(), collected: Vec::new() };
+    tokio::task::spawn_blocking(move || {
+        let _room = room;
+        let made = make(&mut sink).and_then(|()| sink.pass_on());
+        // Nobody is told where nobody is left.
+        let _ = match made {
+            Ok(()) => sink.put(Ok(Piece::End)),
+            Err(error) => {
+                tracing::info!(%error, "a download was broken off");
+                sink.put(Err(error))
+            }
+        };
+    });
+    let pieces = futures_util::stream::unfold(Some(receive), |receive| async move {
+        let mut receive = receive?;
+        match receive.recv().await {
+            Some(Ok(Piece::Data(bytes))) => Some((Ok(bytes), Some(receive))),
+            Some(Ok(Piece::End)) => None,
+            Some(Err(error)) => Some((Err(error), None)),
+            None => Some((Err(io::Error::other("the download was not finished")), None)),
+        }
+    });
+    Body::from_stream(pieces)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_util::StreamExt;
+
+    async fn collect(body: Body) -> (Vec<u8>, bool) {
+        let mut stream = body.into_data_stream();
+        let mut bytes = Vec::new();
+        while let Some(piece) = stream.next().await {
+            match piece {
+                Ok(piece) => bytes.extend_from_slice(&piece),
+                Err(_) => return (bytes, false),
+            }
+        }
+        (bytes, true)
+    }
+
+    #[tokio::test]
+    async fn small_writes_arrive_whole_and_in_order() {
+        let streams = Streams::default();
+        let expected: Vec<u8> = (0..1_000_000_u32).map(|n| n.to_le_bytes()[0]).collect();
+        let sent = expected.clone();
+        let body = body(streams.enter().unwrap(), move |sink| {
+            sent.chunks(777).try_for_each(|chunk| sink.write_all(chunk))
+        });
+        assert_eq!(collect(body).await, (expected, true));
+    }
+
+    #[tokio::test]
+    async fn a_body_that_fails_or_panics_does_not_look_finished() {
+        let streams = Streams::default();
+        let failing = body(streams.enter().unwrap(), |sink| {
+            sink.send(vec![1])?;
+            Err(io::Error::other("damaged"))
+        });
+        assert_eq!(collect(failing).await, (vec![1], false));
+        let panicking = body(streams.enter().unwrap(), |_| panic!("on purpose"));
+        assert_eq!(collect(panicking).await, (vec![], false));
+    }
+
+    #[tokio::test]
+    async fn a_client_that_goes_away_ends_the_work() {
+        let streams = Streams::default();
+        let (tell, told) = tokio::sync::oneshot::channel();
+        let body = body(streams.enter().unwrap(), move |sink| {
+            let ended = loop {
+                if let Err(error) = sink.send(vec![0; 10]) {
+                    break error;
+                }
+            };
+            let _ = tell.send(ended.kind());
+            Err(ended)
+        });
+        assert_eq!(streams.count(), 1);
+        drop(body);
+        assert_eq!(told.await, Ok(io::ErrorKind::BrokenPipe));
+    }
+
+    #[tokio::test]
+    async fn there_are_no_more_bodies_at_a_time_than_threads_for_them() {
+        let streams = Streams::default();
+        let held: Vec<_> = (0..STREAMS).map(|_| streams.enter().unwrap()).collect();
+        assert!(streams.enter().is_err());
+        drop(held);
+        assert!(streams.enter().is_ok());
+    }
+}
