@@ -8,7 +8,7 @@ mod disks;
 
 use std::sync::{Arc, LazyLock, Mutex};
 
-use disks::{BLOCK, CRC32C, Sparse, crc, number};
+use disks::{BLOCK, Sparse, crc, number};
 use guest::local::LocalTree;
 use guest::tree::Tree;
 use guest::{Cursor, FileSystem, FileType, Node, Place, Source};
@@ -31,6 +31,8 @@ const PACKED: [&[u8]; 14] = [
     include_bytes!("../seeds/bases/fat32"),
     include_bytes!("../seeds/bases/exfat"),
 ];
+/// The polynomial of XFS, btrfs and ext4.
+const CRC32C: u32 = 0x82f6_3b78;
 /// Patches of one input.
 const PATCHES: usize = 64;
 /// Names that are looked at.
@@ -54,7 +56,9 @@ static BASES: LazyLock<Vec<Sparse>> = LazyLock::new(|| {
         for (number, block) in &base.blocks {
             assert!(stamped.blocks[number] == *block, "checksums are known: block {number}");
         }
-        guest::fs::open(&(Arc::new(base.clone()) as _)).map(drop).expect("a base can be opened");
+        let fs = guest::fs::open(&(Arc::new(base.clone()) as _)).expect("a base can be opened");
+        let page = fs.list(fs.root(), Cursor::default(), NAMES).expect("its root can be listed");
+        assert!(page.entries.len() > 4, "a base has files");
         base
     };
     PACKED.iter().map(unpack).collect()

@@ -7,9 +7,6 @@ use guest::{DiskRange, Result, Source, source::check_range};
 
 /// Bytes of a block.
 pub const BLOCK: usize = 4096;
-/// Polynomials, with their bits reversed.
-pub const CRC32: u32 = 0xedb8_8320;
-pub const CRC32C: u32 = 0x82f6_3b78;
 
 /// A disk that is zero where it has no block.
 #[derive(Clone, Default)]
@@ -67,7 +64,8 @@ impl Source for Sparse {
     }
 }
 
-/// Goes on from `state` with `bytes`; neither start nor end is inverted.
+/// Goes on from `state` with `bytes`, by a polynomial with its bits reversed; neither start nor end is
+/// inverted.
 pub fn crc(polynomial: u32, state: u32, bytes: &[u8]) -> u32 {
     bytes.iter().fold(state, |state, byte| {
         (0..8).fold(state ^ u32::from(*byte), |state, _| {
