@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use guest::{Cursor, ErrorKind, FileSystem, Node, Place, Source, Status};
-use support::damage::{Patched, walk};
+use support::damage::{Patched, walk_beside};
 use support::*;
 
 fn unfit() -> bool {
@@ -284,7 +284,7 @@ fn damage_is_found_by_checksums_and_a_copy_is_taken_where_there_is_one() {
         let damaged: Arc<dyn Source> =
             Arc::new(Patched { inner: source.clone(), at: place + 5000, bytes: vec![0; 3] });
         let fs = guest::fs::open(&damaged).unwrap();
-        let failures = walk(&*fs, Some(&truth));
+        let failures = walk_beside(&*fs, Some(&truth));
         assert_eq!(failures > 0, !double, "{failures} files cannot be read");
 
         let nodes = nodes(&image, 4096);
@@ -312,7 +312,7 @@ fn damage_is_found_by_checksums_and_a_copy_is_taken_where_there_is_one() {
                 Arc::new(Patched { inner: source.clone(), at: node, bytes });
             match guest::fs::open(&patched) {
                 Ok(fs) => {
-                    let failures = walk(&*fs, (!restamped).then_some(&truth));
+                    let failures = walk_beside(&*fs, (!restamped).then_some(&truth));
                     assert!(restamped || !double || failures == 0);
                 }
                 Err(error) => assert!(restamped || !double, "{error}"),

@@ -578,7 +578,7 @@ fn random_damage_never_panics_or_loops() {
             }
             let source: Arc<dyn Source> = Arc::new(MemoryDisk { bytes, disk: 0 });
             if let Ok(reader) = guest::fs::open(&source) {
-                walk(&*reader, None);
+                walk(&*reader);
             }
         }
     }
@@ -620,7 +620,7 @@ fn random_damage_of_a_journal_never_panics_or_loops() {
             let source: Arc<dyn Source> = Arc::new(MemoryDisk { bytes, disk: 0 });
             if let Ok(reader) = guest::fs::open(&source) {
                 replayed += usize::from(reader.about().status == Status::Replayed);
-                walk(&*reader, None);
+                walk(&*reader);
             }
         }
         assert!(replayed > 0, "{kind}");
