@@ -593,6 +593,9 @@ fn random_damage_of_a_journal_never_panics_or_loops() {
         let dir = tempfile::tempdir().unwrap();
         let image = image(dir.path(), 8, &["-t", kind, "-b", "1024", "-J", "size=1"]);
         let (at, copy) = (dir.path().join("mnt"), dir.path().join("copy"));
+        // Asked for before anything is written: programs refuse a copy that was made meanwhile.
+        let told = run("debugfs", &[&"-R", &"bmap <8> 0", &image]);
+        let journal = told.trim().parse::<usize>().unwrap() * 1024;
         {
             let mounted = Mounted::by_kernel(&image, &at, "rw,commit=600");
             for index in 0..30 {
@@ -602,8 +605,6 @@ fn random_damage_of_a_journal_never_panics_or_loops() {
             put(&mounted.at.join("last"), b"content");
             run("cp", &[&image, &copy]);
         }
-        let told = run("debugfs", &[&"-R", &"bmap <8> 0", &copy]);
-        let journal = told.trim().parse::<usize>().unwrap() * 1024;
         let whole = fs::read(&copy).unwrap();
         assert_eq!(open(&copy).about().status, Status::Replayed);
         let area = &whole[journal..journal + (200 << 10)];
