@@ -184,6 +184,11 @@ fn walk(fs: &dyn FileSystem, source: &dyn Source) {
     let mut left = NAMES;
     while let Some(directory) = waiting.pop() {
         let mut cursor = Cursor::default();
+        let few = tree.list(directory, cursor, 7);
+        if let (Ok(few), Ok(more)) = (few, tree.list(directory, cursor, 40)) {
+            let same = few.entries.len().min(more.entries.len());
+            assert!(few.entries[..same] == more.entries[..same], "pages are of one list");
+        }
         while let Ok(page) = tree.list(directory, cursor, 40) {
             assert!(page.entries.len() <= 40 && (page.next.is_none() || !page.entries.is_empty()));
             for entry in page.entries {

@@ -11,6 +11,7 @@ pub const BLOCK: usize = 4096;
 /// A disk that is zero where it has no block.
 #[derive(Clone, Default)]
 pub struct Sparse {
+    pub disk: u32,
     pub size: u64,
     pub blocks: BTreeMap<u64, Arc<[u8; BLOCK]>>,
 }
@@ -59,7 +60,7 @@ impl Source for Sparse {
         let offset = offset.min(self.size);
         let length = length.min(self.size - offset);
         if length > 0 {
-            visit(DiskRange { disk: 0, offset, length });
+            visit(DiskRange { disk: self.disk, offset, length });
         }
     }
 }
