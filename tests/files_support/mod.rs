@@ -47,7 +47,8 @@ pub struct Site {
 
 impl Site {
     pub fn new() -> Self {
-        Self::on(Hub::start())
+        // A slow machine may take its time between the data and `complete`.
+        Self::on(Hub::configured("reconnect_seconds = 60\n", ""))
     }
 
     pub fn on(hub: Hub) -> Self {

@@ -20,6 +20,7 @@ pub(super) fn router() -> OpenApiRouter<Api> {
 }
 
 #[derive(Debug, Deserialize, ToSchema)]
+#[schema(as = NewRestoreExport)]
 #[serde(deny_unknown_fields)]
 struct NewExport {
     /// The restore point.
@@ -34,6 +35,7 @@ struct NewExport {
 
 /// A restore point as an NBD export.
 #[derive(Debug, Serialize, ToSchema)]
+#[schema(as = RestoreExport)]
 struct ExportView {
     export_name: String,
     /// `nbd://HOST:PORT/EXPORT`
@@ -66,6 +68,7 @@ impl ExportView {
 }
 
 #[derive(Debug, Serialize, ToSchema)]
+#[schema(as = RestoreExportList)]
 struct ExportList {
     exports: Vec<ExportView>,
     total: usize,
