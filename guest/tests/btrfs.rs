@@ -9,8 +9,8 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use guest::{Cursor, ErrorKind, FileSystem, FileType, Node, Place, Source, Status};
-use sha2::Digest;
+use guest::{Cursor, ErrorKind, FileSystem, Node, Place, Source, Status};
+use support::damage::{Patched, walk_beside};
 use support::*;
 
 fn unfit() -> bool {
@@ -235,91 +235,6 @@ fn a_copy_of_a_damaged_superblock_is_taken_and_said_to_be() {
     assert_eq!(guest::fs::open(&disk(&image)).err().unwrap().kind, ErrorKind::NotFound);
 }
 
-/// An image with bytes changed.
-struct Patched {
-    inner: Arc<dyn Source>,
-    at: u64,
-    bytes: Vec<u8>,
-}
-
-impl Source for Patched {
-    fn size(&self) -> u64 {
-        self.inner.size()
-    }
-
-    fn read_at(&self, buf: &mut [u8], offset: u64) -> guest::Result<()> {
-        self.inner.read_at(buf, offset)?;
-        let (start, end) = (self.at.max(offset), self.at + self.bytes.len() as u64);
-        let end = end.min(offset + buf.len() as u64);
-        if start < end {
-            let bytes = &self.bytes[(start - self.at) as usize..(end - self.at) as usize];
-            buf[(start - offset) as usize..(end - offset) as usize].copy_from_slice(bytes);
-        }
-        Ok(())
-    }
-
-    fn trace(&self, offset: u64, length: u64, visit: &mut dyn FnMut(guest::DiskRange)) {
-        self.inner.trace(offset, length, visit);
-    }
-}
-
-/// Walks a damaged tree; what is read must be what `truth` has, where there is one.
-fn walk(fs: &dyn FileSystem, truth: Option<&Truth>) -> usize {
-    let mut waiting = vec![(Vec::new(), fs.root())];
-    let (mut left, mut failures) = (2000, 0);
-    while let Some((directory, node)) = waiting.pop() {
-        let mut cursor = Cursor::default();
-        loop {
-            let Ok(page) = fs.list(node, cursor, 100) else {
-                failures += 1;
-                break;
-            };
-            for entry in page.entries {
-                left -= 1;
-                if left == 0 {
-                    return failures;
-                }
-                let mut path: Vec<u8> = directory.clone();
-                if !path.is_empty() {
-                    path.push(b'/');
-                }
-                path.extend(&entry.name);
-                let Ok(stat) = fs.stat(entry.node) else {
-                    failures += 1;
-                    continue;
-                };
-                let _ = fs.xattrs(entry.node);
-                let known = truth.map(|truth| &truth[&path]);
-                match stat.file_type {
-                    FileType::Directory => waiting.push((path, entry.node)),
-                    FileType::Symlink => failures += usize::from(fs.read_link(entry.node).is_err()),
-                    FileType::File => {
-                        let mut buf = vec![0; stat.size.min(10 << 20) as usize];
-                        match (fs.read_at(entry.node, &mut buf, 0), known) {
-                            (Ok(n), Some(known)) => {
-                                assert_eq!(sha2::Sha256::digest(&buf[..n]).to_vec(), known.content);
-                            }
-                            (Ok(_), None) => {}
-                            (Err(_), _) => failures += 1,
-                        }
-                        let mut pieces = 0;
-                        let _ = fs.layout(entry.node, &mut |_| {
-                            pieces += 1;
-                            pieces < 10_000
-                        });
-                    }
-                    _ => {}
-                }
-            }
-            match page.next {
-                Some(next) => cursor = next,
-                None => break,
-            }
-        }
-    }
-    failures
-}
-
 /// Nodes of trees: where they are on the volume.
 fn nodes(image: &Path, size: usize) -> Vec<u64> {
     let file = File::open(image).unwrap();
@@ -369,7 +284,7 @@ fn damage_is_found_by_checksums_and_a_copy_is_taken_where_there_is_one() {
         let damaged: Arc<dyn Source> =
             Arc::new(Patched { inner: source.clone(), at: place + 5000, bytes: vec![0; 3] });
         let fs = guest::fs::open(&damaged).unwrap();
-        let failures = walk(&*fs, Some(&truth));
+        let failures = walk_beside(&*fs, Some(&truth));
         assert_eq!(failures > 0, !double, "{failures} files cannot be read");
 
         let nodes = nodes(&image, 4096);
@@ -397,7 +312,7 @@ fn damage_is_found_by_checksums_and_a_copy_is_taken_where_there_is_one() {
                 Arc::new(Patched { inner: source.clone(), at: node, bytes });
             match guest::fs::open(&patched) {
                 Ok(fs) => {
-                    let failures = walk(&*fs, (!restamped).then_some(&truth));
+                    let failures = walk_beside(&*fs, (!restamped).then_some(&truth));
                     assert!(restamped || !double || failures == 0);
                 }
                 Err(error) => assert!(restamped || !double, "{error}"),

@@ -369,6 +369,38 @@ fn volumes_say_whether_their_newest_changes_may_be_missing() {
     assert_eq!(made.open().about().status, Status::Clean);
 }
 
+#[test]
+fn a_value_whose_first_part_is_not_listed_is_an_error_and_no_empty_file() {
+    if unable() {
+        return;
+    }
+    let made = Made::new(8 << 20, 1024);
+    let target = "y/".repeat(200);
+    symlink(&target, made.mount("rw").at.join("long")).unwrap();
+    let fs = made.open();
+    let node = find(&*fs, "long");
+    assert_eq!(fs.read_link(node).unwrap(), target.as_bytes());
+    let record_at = place_of(&made, 0, 1) + (node.0 & 0xffff_ffff) * 1024;
+    let image = fs::read(made.image()).unwrap();
+    let record = &image[record_at as usize..][..1024];
+    let word = |at: usize| usize::from(u16::from_le_bytes([record[at], record[at + 1]]));
+    let mut at = word(0x14);
+    while word(at) != 0x20 {
+        at += word(at + 4);
+    }
+    // In the list of attributes, the entry of the content, and in that the first cluster.
+    let mut entry = at + word(at + 0x14);
+    while word(entry) != 0x80 {
+        entry += word(entry + 4);
+    }
+    poke(&made.image(), record_at + entry as u64 + 8, &[5]);
+    let fs = made.open();
+    for error in [fs.stat(node).unwrap_err(), fs.read_at(node, &mut [0; 4], 0).unwrap_err()] {
+        assert_eq!(error.kind, ErrorKind::Corrupt);
+        assert!(error.message.contains("the first extent of a value is missing"), "{error}");
+    }
+}
+
 /// Places of the image where records and index blocks begin.
 fn metadata(image: &[u8]) -> Vec<usize> {
     (0..image.len() / 1024)

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use guest::{Cursor, ErrorKind, FileSystem, FileType, Place, Source, Status};
+use support::damage::{Patched, walk, walk_beside};
 use support::*;
 
 fn unfit() -> bool {
@@ -369,34 +370,6 @@ fn several_threads_read_the_same_files() {
     });
 }
 
-/// An image with bytes changed.
-struct Patched {
-    inner: Arc<dyn Source>,
-    at: u64,
-    bytes: Vec<u8>,
-}
-
-impl Source for Patched {
-    fn size(&self) -> u64 {
-        self.inner.size()
-    }
-
-    fn read_at(&self, buf: &mut [u8], offset: u64) -> guest::Result<()> {
-        self.inner.read_at(buf, offset)?;
-        let (start, end) = (self.at.max(offset), self.at + self.bytes.len() as u64);
-        let end = end.min(offset + buf.len() as u64);
-        if start < end {
-            let bytes = &self.bytes[(start - self.at) as usize..(end - self.at) as usize];
-            buf[(start - offset) as usize..(end - offset) as usize].copy_from_slice(bytes);
-        }
-        Ok(())
-    }
-
-    fn trace(&self, offset: u64, length: u64, visit: &mut dyn FnMut(guest::DiskRange)) {
-        self.inner.trace(offset, length, visit);
-    }
-}
-
 /// Blocks of 512 bytes with metadata: where they are, and where their checksum is.
 fn metadata(image: &Path, v5: bool) -> Vec<(u64, Option<usize>)> {
     let file = File::open(image).unwrap();
@@ -416,65 +389,6 @@ fn metadata(image: &Path, v5: bool) -> Vec<(u64, Option<usize>)> {
         }
     }
     found
-}
-
-/// Walks a damaged tree; what is read must be what `truth` has, where there is one.
-fn walk(fs: &dyn FileSystem, truth: Option<&Truth>) {
-    let mut waiting = vec![(Vec::new(), fs.root(), 0)];
-    let mut left = 3000;
-    while let Some((directory, node, depth)) = waiting.pop() {
-        let mut cursor = Cursor::default();
-        while let Ok(page) = fs.list(node, cursor, 100) {
-            for entry in page.entries {
-                left -= 1;
-                if left == 0 {
-                    return;
-                }
-                let mut path: Vec<u8> = directory.clone();
-                if !path.is_empty() {
-                    path.push(b'/');
-                }
-                path.extend(&entry.name);
-                let Ok(stat) = fs.stat(entry.node) else { continue };
-                let known = truth.map(|truth| &truth[&path]);
-                if let Some(known) = known {
-                    assert_eq!((known.file_type, known.access.0), (stat.file_type, stat.mode));
-                }
-                let _ = fs.xattrs(entry.node);
-                let mut buf = vec![0; 64 << 10];
-                match stat.file_type {
-                    FileType::Directory if depth < 50 => {
-                        waiting.push((path, entry.node, depth + 1))
-                    }
-                    FileType::Symlink => {
-                        if let (Ok(target), Some(known)) = (fs.read_link(entry.node), known) {
-                            assert_eq!(target, known.content);
-                        }
-                    }
-                    FileType::File => {
-                        let read = fs.read_at(entry.node, &mut buf, 0);
-                        if let (Ok(n), Some(known)) = (&read, known)
-                            && stat.size <= buf.len() as u64
-                        {
-                            use sha2::Digest;
-                            assert_eq!(sha2::Sha256::digest(&buf[..*n]).to_vec(), known.content);
-                        }
-                        let _ = fs.read_at(entry.node, &mut buf, stat.size.saturating_sub(5000));
-                        let mut pieces = 0;
-                        let _ = fs.layout(entry.node, &mut |_| {
-                            pieces += 1;
-                            pieces < 10_000
-                        });
-                    }
-                    _ => {}
-                }
-            }
-            match page.next {
-                Some(next) => cursor = next,
-                None => break,
-            }
-        }
-    }
 }
 
 #[test]
@@ -515,7 +429,7 @@ fn damage_is_found_by_checksums_and_what_has_none_does_no_harm() {
             let patched: Arc<dyn Source> =
                 Arc::new(Patched { inner: source.clone(), at: block, bytes });
             if let Ok(fs) = guest::fs::open(&patched) {
-                walk(&*fs, (v5 && !restamped).then_some(&truth));
+                walk_beside(&*fs, (v5 && !restamped).then_some(&truth));
             }
         }
     }
@@ -565,7 +479,7 @@ fn a_log_whose_records_make_no_sense_does_no_harm() {
             Arc::new(Patched { inner: source.clone(), at: record, bytes });
         if let Ok(fs) = guest::fs::open(&patched) {
             opened += 1;
-            walk(&*fs, None);
+            walk(&*fs);
         }
     }
     assert!(opened > 0);

@@ -96,8 +96,14 @@ pub(crate) fn assemble(members: &[Member]) -> Assembly {
         }
     }
     for group in &groups {
-        if let Err(error) = group.volumes(&sources, &mut assembly) {
-            assembly.notes.push(format!("volume group {}: {error}", group.name));
+        let before = assembly.volumes.len();
+        match group.volumes(&sources, &mut assembly) {
+            // Its physical volumes are not shown, so that something must be.
+            Ok(()) if assembly.volumes.len() == before => {
+                assembly.notes.push(format!("volume group {}: no logical volumes", group.name));
+            }
+            Ok(()) => {}
+            Err(error) => assembly.notes.push(format!("volume group {}: {error}", group.name)),
         }
     }
     assembly
@@ -427,6 +433,16 @@ mod tests {
         assert!(assembly.volumes.is_empty());
         assert_eq!(assembly.unused.len(), 1);
         assert!(assembly.notes[0].contains("checksum of its text"));
+    }
+
+    #[test]
+    fn a_group_without_logical_volumes_is_told() {
+        let hidden = "gone { status = [\"READ\"] segment_count = 0 }";
+        for volumes in ["", hidden] {
+            let assembly = both(&group(1, volumes));
+            assert_eq!(assembly.notes, ["volume group vg: no logical volumes"]);
+            assert!(assembly.volumes.is_empty() && assembly.unused.is_empty());
+        }
     }
 
     #[test]

@@ -234,8 +234,9 @@ impl Mft {
         let Some(list) = self.list(&attributes).map_err(|e| in_record(base.number, &e))? else {
             return Ok(read(&attributes, None));
         };
-        match list.iter().find(|e| e.kind == kind && e.name == name && e.lowest == 0) {
+        match list.iter().find(|e| e.kind == kind && e.name == name) {
             None => Ok(None),
+            Some(entry) if entry.lowest != 0 => Err(in_record(base.number, &headless())),
             Some(entry) => {
                 let record = self.extension(entry, base.reference())?;
                 let found = read(&record.attributes()?, Some(entry.instance));
@@ -254,7 +255,7 @@ impl Mft {
                     let mut runs = Vec::new();
                     if let Form::NonResident(extent) = found.form {
                         if extent.lowest != 0 {
-                            return Err(Error::corrupt("the first extent of a value is missing"));
+                            return Err(headless());
                         }
                         runs::decode(extent.pairs, 0, self.geometry.clusters(), &mut runs)?;
                     }
@@ -269,6 +270,9 @@ impl Mft {
             let record = self.extension(entry, base.reference())?;
             let attributes = record.attributes()?;
             if first.is_none() {
+                if entry.lowest != 0 {
+                    return Err(headless());
+                }
                 let found = find_in(&attributes, kind, name, Some(entry.instance));
                 if let Some(Form::Resident(bytes)) = found.map(|attribute| attribute.form) {
                     return Ok(Some(Stream::resident(bytes.to_vec())));
@@ -301,6 +305,11 @@ impl Mft {
             }
         }
     }
+}
+
+/// A value without its first extent, which tells its size.
+fn headless() -> Error {
+    Error::corrupt("the first extent of a value is missing")
 }
 
 /// What the first extent of a value says of all of it.
