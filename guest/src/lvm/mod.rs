@@ -160,15 +160,16 @@ impl Group {
         let extent = self.section.number("extent_size").and_then(|n| n.checked_mul(SECTOR));
         let extent = extent.filter(|extent| *extent > 0);
         let extent = extent.ok_or_else(|| Error::corrupt("it has no sane extent size"))?;
-        let stores: Vec<&str> = self
-            .section
-            .sections("logical_volumes")
-            .flat_map(|(_, volume)| volume.0.values())
-            .filter_map(|value| match value {
-                Value::Section(segment) => segment.text("cow_store"),
-                _ => None,
-            })
-            .collect();
+        let (mut stores, mut merging) = (Vec::new(), Vec::new());
+        let volumes = self.section.sections("logical_volumes");
+        for value in volumes.flat_map(|(_, volume)| volume.0.values()) {
+            let Value::Section(segment) = value else { continue };
+            stores.extend(segment.text("cow_store"));
+            if let Some(store) = segment.text("merging_store") {
+                stores.push(store);
+                merging.extend(segment.text("origin"));
+            }
+        }
         for (name, volume) in self.section.sections("logical_volumes") {
             if !strings(volume.list("status")).any(|status| status == "VISIBLE") {
                 continue;
@@ -182,6 +183,9 @@ impl Group {
             let source = if stores.contains(&name.as_str()) {
                 let why = "LVM snapshot volume: not read; its origin is a volume of its own";
                 Err(("lvm-snapshot".into(), why.into()))
+            } else if merging.contains(&name.as_str()) {
+                let why = "LVM volume into which a snapshot is being merged: it lies in both";
+                Err(("lvm-snapshot-merge".into(), why.into()))
             } else {
                 self.volume(volume, extent, sources)
             };

@@ -279,6 +279,8 @@ impl File<'_> {
                         let (place, length) = volume.place(logical, 0, end - at)?;
                         (Place::Volume(place), at + length.max(1))
                     }
+                    // Where in the extent it begins is nothing that a place tells.
+                    Content::Packed { skip, .. } if *skip != 0 => (Place::Elsewhere, end),
                     Content::Packed { logical, packed, .. } => {
                         let length = *packed as u64;
                         match volume.place(*logical, 0, length)? {

@@ -69,6 +69,8 @@ impl Mft {
                 let known = runs::end(&runs).saturating_mul(geometry.cluster);
                 let partial = (sizes.0.min(known), sizes.1.min(known));
                 mft.stream = Stream::in_clusters(runs.clone(), geometry.cluster, 0, partial)?;
+                // The last block was as long as what was known of it.
+                mft.blocks = Mutex::new(VecDeque::new());
             }
         }
         if mft.stream.size < sizes.0 {

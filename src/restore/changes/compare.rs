@@ -1,19 +1,13 @@
-//! Which files differ between two restore points. What lies in clusters that did not change is not
-//! read: layouts and checksums tell that it is the same.
-//!
-//! Two trees are walked side by side, a directory at a time. A file whose pieces come from the same
-//! unchanged places of the same disks is the same; only pieces of which that cannot be said are read
-//! and compared.
+//! Two trees side by side, a directory at a time.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use guest::tree::{LISTING, Listed, Origin, Placed, READ};
-use guest::{Attributes, Cursor, FileType, Node, Status, Tree};
+use guest::{Attributes, Cursor, FileType, Node, Tree};
 
-use super::diff::{ChangedClusters, changed_clusters};
-use super::mounts::{MountWish, Mounts, Using};
-use crate::backup::{Backups, Failure, FailureKind};
+use super::super::diff::ChangedClusters;
+use super::{Change, ChangeKind, Changes, Side};
+use crate::restore::files::names;
 
 /// Most names of one directory that are compared, on each side.
 const DIRECTORY: usize = 250_000;
@@ -21,156 +15,21 @@ const DIRECTORY: usize = 250_000;
 const DEPTH: usize = 256;
 /// Most notes.
 const NOTES: usize = 100;
+/// Most bytes of the paths that are told, and of those of directories that wait.
+const PATHS: usize = 64 << 20;
 /// Most pieces of a file's layout that are compared; a file with more is read.
 const LAYOUT: usize = 1 << 20;
 
-/// How a path differs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ChangeKind {
-    /// It is in the second restore point only.
-    Added,
-    /// It is in the first only.
-    Removed,
-    /// Its content differs, or what it is.
-    Content,
-    /// Only its mode, owner or time of change differs.
-    Metadata,
-}
-
-impl ChangeKind {
-    /// The word for it.
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::Added => "added",
-            Self::Removed => "removed",
-            Self::Content => "changed",
-            Self::Metadata => "metadata",
-        }
-    }
-}
-
-/// One path that differs.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Change {
-    /// How.
-    pub kind: ChangeKind,
-    /// The path, from the root of all volumes.
-    pub path: Vec<u8>,
-    /// What it is, in the second restore point unless it was removed.
-    pub file_type: FileType,
-    /// Its size before.
-    pub before: Option<u64>,
-    /// Its size after.
-    pub after: Option<u64>,
-}
-
-/// What a comparison found.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Changes {
-    /// The paths that differ, parents before what is in them; of a directory that is new or gone, only
-    /// itself is told. At most as many as were asked for.
-    pub changes: Vec<Change>,
-    /// All that differ, told or not: added, removed, content, metadata.
-    pub counts: [u64; 4],
-    /// Files that were compared.
-    pub files: u64,
-    /// Bytes of content that had to be read, on both sides.
-    pub bytes_read: u64,
-    /// There are more than were told, or what could be compared was bounded.
-    pub more: bool,
-    /// What could not be compared, and why.
-    pub notes: Vec<String>,
-}
-
-/// Volumes of one restore point, by name.
-type Side = BTreeMap<String, Arc<dyn Tree>>;
-
-/// A mount that is there for a comparison only.
-struct Temporary<'a> {
-    mounts: &'a Mounts,
-    id: String,
-    actor: &'a str,
-}
-
-impl<'a> Temporary<'a> {
-    fn new(mounts: &'a Mounts, backup: &str, actor: &'a str) -> Result<Self, Failure> {
-        let wish = MountWish { backup_id: backup.to_owned(), ..MountWish::default() };
-        let id = mounts.mount(&wish, actor)?.id;
-        Ok(Self { mounts, id, actor })
-    }
-}
-
-impl Drop for Temporary<'_> {
-    fn drop(&mut self) {
-        if let Err(failure) = self.mounts.unmount(&self.id, self.actor) {
-            tracing::warn!(mount = %self.id, %failure, "a mount did not end well");
-        }
-    }
-}
-
-/// Compares the files of two restore points of a machine; at most `most` changes are told. Takes two
-/// mounts while it lasts. `go_on` is asked now and then; where it says no, the comparison ends.
-///
-/// # Errors
-/// `NotFound`; `Conflict` where one is no restore point, or there are too many mounts; `Invalid` where
-/// they are of different machines; `Internal` where disks cannot be read.
-pub fn file_changes(
-    (backups, mounts): (&Backups, &Mounts),
-    (from, to): (&str, &str),
-    most: usize,
-    actor: &str,
-    go_on: &dyn Fn() -> bool,
-) -> Result<Changes, Failure> {
-    let (a, b) = (backups.backup(from)?, backups.backup(to)?);
-    if a.vm_id != b.vm_id {
-        let text = "the two backups are of different VMs";
-        return Err(Failure::new(FailureKind::Invalid, text, ""));
-    }
-    let mut changed = BTreeMap::new();
-    for disk in b.disks.iter().map(|disk| disk.disk_id) {
-        if a.disks.iter().any(|other| other.disk_id == disk) {
-            changed.insert(disk, changed_clusters(backups, (from, to), disk)?);
-        }
-    }
-    let first = Temporary::new(mounts, from, actor)?;
-    let second = Temporary::new(mounts, to, actor)?;
-    let (first, second) = (mounts.using(&first.id)?, mounts.using(&second.id)?);
-    let mut notes = Vec::new();
-    let (before, after) = (side(&first, &mut notes)?, side(&second, &mut notes)?);
-    let mut found = compare(&before, &after, &changed, most, go_on);
-    found.more |= !notes.is_empty();
-    notes.append(&mut found.notes);
-    found.notes = notes;
-    Ok(found)
-}
-
-/// The trees of a restore point; what is not shown as it was is noted.
-fn side(using: &Using, notes: &mut Vec<String>) -> Result<Side, Failure> {
-    let backup = &using.info().backup_id;
-    let mut side = Side::new();
-    for volume in using.volumes() {
-        let name = &volume.name;
-        match &volume.status {
-            Status::Clean | Status::Replayed => {}
-            Status::Stale(reason) => notes.push(format!("/{name} of {backup} is stale: {reason}")),
-            // Nothing to compare: swap, empty partitions and the like are no news.
-            Status::Refused(_) => continue,
-        }
-        side.insert(name.clone(), using.tree(name)?);
-    }
-    Ok(side)
-}
-
 /// Compares two restore points. `changed` has what differs of each disk that both have; `most` changes
 /// are told. `go_on` is asked now and then; where it says no, the comparison ends early.
-fn compare(
+pub(super) fn compare(
     from: &Side,
     to: &Side,
     changed: &BTreeMap<u32, ChangedClusters>,
     most: usize,
     go_on: &dyn Fn() -> bool,
 ) -> Changes {
-    let mut comparison = Comparison { changed, most, go_on, found: Changes::default() };
+    let mut comparison = Comparison { changed, most, go_on, found: Changes::default(), told: 0 };
     let mut names: Vec<_> = from.keys().chain(to.keys()).collect();
     names.sort();
     names.dedup();
@@ -199,6 +58,8 @@ struct Comparison<'a> {
     most: usize,
     go_on: &'a dyn Fn() -> bool,
     found: Changes,
+    /// Bytes of the paths that are told.
+    told: usize,
 }
 
 /// What is kept of a name while its directory is compared.
@@ -211,6 +72,15 @@ struct Known {
 type Names = BTreeMap<Vec<u8>, Result<Known, guest::Error>>;
 
 impl Comparison<'_> {
+    /// Goes on unless nobody waits any more.
+    fn ask(&self) -> guest::Result<()> {
+        if (self.go_on)() {
+            Ok(())
+        } else {
+            Err(guest::Error::limit("the comparison was ended here"))
+        }
+    }
+
     fn add(&mut self, change: Change) {
         self.found.counts[match change.kind {
             ChangeKind::Added => 0,
@@ -218,7 +88,8 @@ impl Comparison<'_> {
             ChangeKind::Content => 2,
             ChangeKind::Metadata => 3,
         }] += 1;
-        if self.found.changes.len() < self.most {
+        if self.found.changes.len() < self.most && self.told + change.path.len() <= PATHS {
+            self.told += change.path.len();
             self.found.changes.push(change);
         } else {
             self.found.more = true;
@@ -228,7 +99,7 @@ impl Comparison<'_> {
     fn note(&mut self, path: &[u8], text: impl std::fmt::Display) {
         self.found.more = true;
         if self.found.notes.len() < NOTES {
-            self.found.notes.push(format!("{}: {text}", super::files::names::shown(path)));
+            self.found.notes.push(format!("{}: {text}", names::shown(path)));
         }
     }
 
@@ -248,11 +119,18 @@ impl Comparison<'_> {
                 self.note(&path, format!("deeper than {DEPTH} directories, not compared"));
                 continue;
             }
-            let names = [names(trees[0], nodes[0]), names(trees[1], nodes[1])];
+            let names = [self.names(trees[0], nodes[0]), self.names(trees[1], nodes[1])];
             match names {
                 [Ok(a), Ok(b)] => {
                     let mut below = Vec::new();
                     self.directory(trees, &path, (a, b), &mut below);
+                    let length = |waits: &(Vec<u8>, _, _)| waits.0.len();
+                    let held: usize = waiting.iter().map(length).sum();
+                    let more: usize = below.iter().map(|(path, _)| path.len()).sum();
+                    if held + more > PATHS {
+                        self.note(&path, "too many long paths below it, not compared");
+                        continue;
+                    }
                     let deeper = |(path, nodes)| (path, nodes, depth + 1);
                     waiting.extend(below.into_iter().rev().map(deeper));
                 }
@@ -311,7 +189,16 @@ impl Comparison<'_> {
                         Err(error) => return self.note(&path, error),
                     }
                 }
-                FileType::Symlink => a.target != b.target,
+                FileType::Symlink => match targets_differ(trees, (a, b)) {
+                    Ok(differs) => differs,
+                    Err(error) => return self.note(&path, error),
+                },
+                // Its size and times are all that can be known.
+                FileType::Opaque if (old.size, old.modified) != (new.size, new.modified) => true,
+                FileType::Opaque => {
+                    return self
+                        .note(&path, "its content cannot be read here, and is not compared");
+                }
                 // A directory's size and times tell of its names, which are compared one by one.
                 _ => false,
             }
@@ -358,7 +245,7 @@ impl Comparison<'_> {
         nodes: [Node; 2],
         size: u64,
     ) -> guest::Result<Vec<(u64, u64)>> {
-        let (a, b) = (pieces(trees[0], nodes[0])?, pieces(trees[1], nodes[1])?);
+        let (a, b) = (self.pieces(trees[0], nodes[0])?, self.pieces(trees[1], nodes[1])?);
         let (Some(a), Some(b)) = (a, b) else { return Ok(vec![(0, size)]) };
         let mut ranges: Vec<(u64, u64)> = Vec::new();
         let mut doubt = |start: u64, end: u64| match ranges.last_mut() {
@@ -416,6 +303,48 @@ impl Comparison<'_> {
         }
     }
 
+    /// A file's layout; `None` where it has too many pieces.
+    fn pieces(&self, tree: &dyn Tree, node: Node) -> guest::Result<Option<Vec<Placed>>> {
+        let (mut pieces, mut ranges) = (Vec::new(), 0);
+        let mut from = 0;
+        loop {
+            let layout = tree.layout(node, from)?;
+            ranges += layout.pieces.iter().map(ranges_of).sum::<usize>();
+            pieces.extend(layout.pieces);
+            match layout.next {
+                None => return Ok(Some(pieces)),
+                Some(next) if next > from && pieces.len() + ranges <= LAYOUT => from = next,
+                Some(_) => return Ok(None),
+            }
+            self.ask()?;
+        }
+    }
+
+    /// Everything in a directory.
+    fn names(&self, tree: &dyn Tree, directory: Node) -> guest::Result<Names> {
+        let mut names = Names::new();
+        let mut cursor = Cursor::default();
+        loop {
+            let page = tree.list(directory, cursor, LISTING)?;
+            for Listed { name, node, attributes, target } in page.entries {
+                let known = attributes.map(|attributes| Known { node, attributes, target });
+                if names.len() >= DIRECTORY {
+                    let text = format!("more than {DIRECTORY} names, not compared");
+                    return Err(guest::Error::limit(text));
+                }
+                if names.insert(name, known).is_some() {
+                    let text = "it has two entries of the same name, and is not compared";
+                    return Err(guest::Error::corrupt(text));
+                }
+            }
+            match page.next {
+                Some(next) => cursor = next,
+                None => return Ok(names),
+            }
+            self.ask()?;
+        }
+    }
+
     fn bytes_differ(
         &mut self,
         trees: Trees<'_>,
@@ -437,13 +366,29 @@ impl Comparison<'_> {
             if counts[0] != counts[1] || a[..counts[0]] != b[..counts[0]] {
                 return Ok(true);
             }
-            if counts[0] == 0 || !(self.go_on)() {
+            if counts[0] == 0 {
                 let text = format!("it ends at byte {at}, before its size");
                 return Err(guest::Error::corrupt(text));
             }
+            self.ask()?;
             at += counts[0] as u64;
         }
         Ok(false)
+    }
+}
+
+/// Whether two links point elsewhere. A listing leaves out what is long or cannot be read.
+fn targets_differ(trees: Trees<'_>, (a, b): (&Known, &Known)) -> guest::Result<bool> {
+    if a.target.is_some() && b.target.is_some() {
+        return Ok(a.target != b.target);
+    }
+    Ok(trees[0].read_link(a.node)? != trees[1].read_link(b.node)?)
+}
+
+fn ranges_of(piece: &Placed) -> usize {
+    match &piece.origin {
+        Origin::Disks(ranges) => ranges.len(),
+        Origin::Hole | Origin::Unknown => 0,
     }
 }
 
@@ -454,39 +399,4 @@ fn cut(piece: &Placed, ranges: &[guest::DiskRange], start: u64, end: u64) -> Opt
     let skipped = start.checked_sub(piece.offset)?;
     (range.length == piece.length && end - piece.offset <= piece.length)
         .then_some((range.disk, range.offset.checked_add(skipped)?))
-}
-
-/// A file's layout; `None` where it has too many pieces.
-fn pieces(tree: &dyn Tree, node: Node) -> guest::Result<Option<Vec<Placed>>> {
-    let mut pieces = Vec::new();
-    let mut from = 0;
-    loop {
-        let layout = tree.layout(node, from)?;
-        pieces.extend(layout.pieces);
-        match layout.next {
-            None => return Ok(Some(pieces)),
-            Some(next) if next > from && pieces.len() <= LAYOUT => from = next,
-            Some(_) => return Ok(None),
-        }
-    }
-}
-
-fn names(tree: &dyn Tree, directory: Node) -> guest::Result<Names> {
-    let mut names = Names::new();
-    let mut cursor = Cursor::default();
-    loop {
-        let page = tree.list(directory, cursor, LISTING)?;
-        for Listed { name, node, attributes, target } in page.entries {
-            let known = attributes.map(|attributes| Known { node, attributes, target });
-            names.insert(name, known);
-        }
-        if names.len() > DIRECTORY {
-            let text = format!("more than {DIRECTORY} names, not compared");
-            return Err(guest::Error::limit(text));
-        }
-        match page.next {
-            Some(next) => cursor = next,
-            None => return Ok(names),
-        }
-    }
 }
