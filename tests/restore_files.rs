@@ -289,7 +289,7 @@ fn a_mount_that_fails_or_comes_too_late_leaves_nothing() {
         assert!(failure.message.contains("broke the protocol"), "{failure}");
     }
     let path = MountWish { mount_path: Some("/mnt/x".into()), ..wish(&place.ids[0]) };
-    assert_eq!(hostile.mount(&path, "anna").unwrap_err().kind, FailureKind::Unprocessable);
+    assert_eq!(hostile.mount(&path, "anna").unwrap_err().kind, FailureKind::Invalid);
     let disk = MountWish { disk: Some(9), ..wish(&place.ids[0]) };
     assert_eq!(hostile.mount(&disk, "anna").unwrap_err().kind, FailureKind::NotFound);
     assert!(hostile.list().is_empty());

@@ -98,9 +98,11 @@ fn files_that_differ_are_told_and_what_is_the_same_is_not_read() {
     assert_eq!(told(&found), expected, "{found}");
     assert_eq!((&found["added"], &found["removed"]), (&json!(2), &json!(1)), "{found}");
     assert_eq!((&found["changed"], &found["metadata"]), (&json!(4), &json!(1)), "{found}");
-    assert_eq!((&found["more"], &found["notes"]), (&json!(false), &json!([])), "{found}");
+    // The other volume is not shown, and so not compared.
+    assert_eq!((&found["more"], found["notes"].as_array().unwrap().len()), (&json!(true), 2));
+    assert!(found["notes"][0].as_str().unwrap().contains("luks2"), "{found}");
     let read = found["bytes_read"].as_u64().unwrap();
-    assert!(read > 0 && read < BIG as u64 / 2, "{read} bytes were read");
+    assert!(read > 0 && read < 1 << 20, "{read} bytes were read");
 
     let same = site.hub.get(&diff(&second, &second));
     assert_eq!((&same["changes"], &same["bytes_read"]), (&json!([]), &json!(0)), "{same}");
@@ -166,7 +168,7 @@ fn a_mount_shows_its_files_in_a_directory_and_a_killed_hub_leaves_none() {
         let wish = json!({"backup_id": site.backup, "mount_path": path});
         site.hub.request("POST", "restore/mount", Some(&wish))
     };
-    for path in ["../look", "/etc/look", "a/b", ".look", "", "..", "l ook"] {
+    for path in ["../look", "/etc/look", "a/b", ".look", "..", "l ook"] {
         let (status, answer) = wish(&site, path);
         assert_eq!(status, 400, "{path}: {answer}");
     }
@@ -184,13 +186,13 @@ fn a_mount_shows_its_files_in_a_directory_and_a_killed_hub_leaves_none() {
     let (status, answer) = wish(&site, "look");
     assert_eq!(status, 422, "{answer}");
 
-    let open = fs::File::open(volume.join("big.bin")).unwrap();
+    let open = fs::File::open(volume.join("holes.img")).unwrap();
     let id = made["mount_id"].as_str().unwrap();
     let listed = site.hub.get("restore/mounts");
     assert_eq!(listed["mounts"][0]["mount_id"], id);
     site.hub.ok("DELETE", &format!("restore/{id}"), None);
     assert!(!at.exists() && mounted(&root).is_empty());
-    assert!(open.read_at(&mut [0; 10], BIG as u64 - 10).is_err());
+    assert!(open.read_at(&mut [0; 10], 1 << 30).is_err());
 
     assert_eq!(wish(&site, "look").0, 201);
     assert_eq!(mounted(&root), [text(&at)]);

@@ -43,9 +43,27 @@ impl ChangedClusters {
 
     /// Whether any byte of a range may differ.
     pub(super) fn touches(&self, offset: u64, length: u64) -> bool {
-        let Some(last) = length.checked_sub(1).map(|rest| offset.saturating_add(rest)) else {
-            return false;
-        };
+        self.next(offset, offset.saturating_add(length)).is_some()
+    }
+
+    /// The first part of `offset .. end` that lies in changed clusters which follow each other.
+    pub(super) fn next(&self, offset: u64, end: u64) -> Option<(u64, u64)> {
+        let first = self.first(offset, end)?;
+        let mut after = first + 1;
+        while after * CLUSTER < end && self.is_set(after) {
+            after += 1;
+        }
+        Some(((first * CLUSTER).max(offset), (after * CLUSTER).min(end)))
+    }
+
+    fn is_set(&self, cluster: u64) -> bool {
+        let word = usize::try_from(cluster / 64).ok().and_then(|word| self.words.get(word));
+        word.is_some_and(|word| word >> (cluster % 64) & 1 == 1)
+    }
+
+    /// The first changed cluster with a byte in `offset .. end`.
+    fn first(&self, offset: u64, end: u64) -> Option<u64> {
+        let last = end.checked_sub(1).filter(|last| *last >= offset)?;
         let bits = self.words.len() as u64 * 64;
         let mut at = offset / CLUSTER;
         let end = (last / CLUSTER + 1).min(bits);
@@ -54,12 +72,13 @@ impl ChangedClusters {
             let count = (64 - bit).min(end - at);
             let mask = (u64::MAX >> (64 - count)) << bit;
             let word = usize::try_from(at / 64).ok().and_then(|word| self.words.get(word));
-            if word.is_some_and(|word| word & mask != 0) {
-                return true;
+            let found = word.map_or(0, |word| word & mask);
+            if found != 0 {
+                return Some(at / 64 * 64 + u64::from(found.trailing_zeros()));
             }
             at += count;
         }
-        false
+        None
     }
 }
 
@@ -178,5 +197,25 @@ mod tests {
         assert!(changed.touches(4 * CLUSTER, 60 * CLUSTER + 1));
         assert!(changed.touches(199 * CLUSTER, u64::MAX));
         assert!(!changed.touches(201 * CLUSTER, u64::MAX));
+    }
+
+    #[test]
+    fn changed_parts_of_a_range_are_told_one_after_the_other_and_cut_at_its_ends() {
+        let mut changed = ChangedClusters::default();
+        for cluster in [3, 4, 5, 63, 64, 90] {
+            changed.set(cluster);
+        }
+        let mut found = Vec::new();
+        let (mut at, end) = (4 * CLUSTER + 7, 90 * CLUSTER + 9);
+        while let Some(part) = changed.next(at, end) {
+            found.push(part);
+            at = part.1;
+        }
+        let expected = [
+            (4 * CLUSTER + 7, 6 * CLUSTER),
+            (63 * CLUSTER, 65 * CLUSTER),
+            (90 * CLUSTER, 90 * CLUSTER + 9),
+        ];
+        assert_eq!(found, expected);
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use guest::tree::{LISTING, Listed, Origin, Placed, READ};
-use guest::{Attributes, Cursor, FileType, Node, Tree};
+use guest::{Attributes, Cursor, DiskRange, FileType, Node, Tree};
 
 use super::super::diff::ChangedClusters;
 use super::{Change, ChangeKind, Changes, Side};
@@ -265,9 +265,7 @@ impl Comparison<'_> {
                 doubt(at, size);
                 break;
             }
-            if !self.same(a, b, at, end) {
-                doubt(at, end);
-            }
+            self.doubt(a, b, (at, end), &mut doubt);
             at = end;
             if ends[0] <= at {
                 left.next();
@@ -279,27 +277,66 @@ impl Comparison<'_> {
         Ok(ranges)
     }
 
-    /// Whether two pieces are surely the same in `start .. end`, which both cover.
-    fn same(&self, a: &Placed, b: &Placed, start: u64, end: u64) -> bool {
-        match (&a.origin, &b.origin) {
-            (Origin::Hole, Origin::Hole) => true,
-            (Origin::Disks(old), Origin::Disks(new)) => {
-                let unchanged = |range: &guest::DiskRange| {
-                    let changed = self.changed.get(&range.disk);
-                    changed.is_some_and(|changed| !changed.touches(range.offset, range.length))
-                };
-                let same_places = if a.offset == b.offset && a.length == b.length {
-                    old == new
-                } else {
-                    let part = |piece: &Placed, ranges: &[guest::DiskRange]| {
-                        cut(piece, ranges, start, end)
-                    };
-                    let (old, new) = (part(a, old), part(b, new));
-                    old.is_some() && old == new
-                };
-                same_places && new.iter().all(unchanged)
+    /// Tells the parts of `start .. end`, which both pieces cover, that may differ.
+    fn doubt(
+        &self,
+        a: &Placed,
+        b: &Placed,
+        (start, end): (u64, u64),
+        tell: &mut dyn FnMut(u64, u64),
+    ) {
+        let (old, new) = match (&a.origin, &b.origin) {
+            (Origin::Hole, Origin::Hole) => return,
+            (Origin::Disks(old), Origin::Disks(new)) => (old, new),
+            _ => return tell(start, end),
+        };
+        let whole = a.offset == b.offset && a.length == b.length && old == new;
+        let plain = whole && new.iter().map(|range| range.length).sum::<u64>() == b.length;
+        if plain {
+            return self.changed_parts(b.offset, new, (start, end), tell);
+        }
+        if let (Some(old), Some(new)) = (cut(a, old, start), cut(b, new, start)) {
+            let range = DiskRange { disk: new.0, offset: new.1, length: end - start };
+            return match old == new {
+                true => self.changed_parts(start, &[range], (start, end), tell),
+                false => tell(start, end),
+            };
+        }
+        // In another form: the same as long as all of it is.
+        let unchanged = |range: &DiskRange| {
+            let changed = self.changed.get(&range.disk);
+            changed.is_some_and(|changed| !changed.touches(range.offset, range.length))
+        };
+        if !(whole && new.iter().all(unchanged)) {
+            tell(start, end);
+        }
+    }
+
+    /// Tells the parts of `start .. end` whose clusters differ, of a piece that begins at byte `offset` of
+    /// the file and lies in `ranges` as it is.
+    fn changed_parts(
+        &self,
+        offset: u64,
+        ranges: &[DiskRange],
+        (start, end): (u64, u64),
+        tell: &mut dyn FnMut(u64, u64),
+    ) {
+        let mut offset = offset;
+        for range in ranges {
+            let part = (offset.max(start), (offset + range.length).min(end));
+            match self.changed.get(&range.disk) {
+                _ if part.0 >= part.1 => {}
+                None => tell(part.0, part.1),
+                Some(changed) => {
+                    let on_disk = |at: u64| range.offset + (at - offset);
+                    let (mut at, last) = (on_disk(part.0), on_disk(part.1));
+                    while let Some((from, to)) = changed.next(at, last) {
+                        tell(offset + (from - range.offset), offset + (to - range.offset));
+                        at = to;
+                    }
+                }
             }
-            _ => false,
+            offset += range.length;
         }
     }
 
@@ -392,11 +429,10 @@ fn ranges_of(piece: &Placed) -> usize {
     }
 }
 
-/// The part of a piece's places for `start .. end` of the file, where they lie as they are: a single
-/// range of the piece's own length.
-fn cut(piece: &Placed, ranges: &[guest::DiskRange], start: u64, end: u64) -> Option<(u32, u64)> {
+/// Where byte `start` of the file lies, in a piece that is one range and as it is there.
+fn cut(piece: &Placed, ranges: &[DiskRange], start: u64) -> Option<(u32, u64)> {
     let [range] = ranges else { return None };
     let skipped = start.checked_sub(piece.offset)?;
-    (range.length == piece.length && end - piece.offset <= piece.length)
-        .then_some((range.disk, range.offset.checked_add(skipped)?))
+    (range.length == piece.length && skipped < range.length)
+        .then_some((range.disk, range.offset + skipped))
 }
