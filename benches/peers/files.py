@@ -9,6 +9,7 @@ import urllib.request
 from contextlib import contextmanager
 
 import contenders as c
+from cache import empty_cache
 from hub import Hub
 
 GIB = 1 << 30
@@ -76,12 +77,6 @@ def states(bench, kind):
             run("cp", "--sparse=always", image, copy)
     image.unlink()
     return copies
-
-
-def empty_cache():
-    os.sync()
-    with open("/proc/sys/vm/drop_caches", "w") as drop:
-        drop.write("3")
 
 
 def rate(path):

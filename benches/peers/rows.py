@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import contenders as c
 import files
+from cache import empty_cache
 from hub import Hub
 
 GIB = 1 << 30
@@ -131,6 +132,27 @@ def ceilings(bench, row):
         path.unlink()
 
 
+def fio_files(*options):
+    """GiB a second of fio's own threads on plain files."""
+    text = run("fio", "--name=x", "--bs=1m", "--ioengine=psync", "--thread", "--group_reporting",
+               "--output-format=json", *options)
+    job = json.loads(text[text.index("{"):])["jobs"][0]
+    return (job["read"]["bw_bytes"] + job["write"]["bw_bytes"]) / GIB
+
+
+def read_ceilings(bench, row):
+    """What the disk itself gives, without any server."""
+    path = bench.directory / "plain-reads"
+    if not path.exists():
+        run("cp", bench.source, path)
+    part = bench.size // 4
+    for name, direct in (("fio, through the page cache", 0), ("fio, direct", 1)):
+        empty_cache()
+        rate = fio_files("--rw=read", f"--filename={path}", f"--direct={direct}", "--numjobs=4",
+                         f"--size={part}", f"--offset_increment={part}")
+        bench.results.add(row, "the disk alone, cold, depth 4", name, rate, "GiB/s")
+
+
 def ingest(bench, row, unix=False):
     names = ["ours", "nbdkit null", *c.QEMU_MODES, "nbdkit file"]
     for connections in (1, 2, 4):
@@ -233,12 +255,7 @@ def restore(bench, row):
     for length in (1, 10, 30):
         top = chain(bench, length)
         for name, serve in c.qcow2_servers(read_only=True).items():
-            os.sync()
-            try:
-                with open("/proc/sys/vm/drop_caches", "w") as caches:
-                    caches.write("3")
-            except OSError:
-                print("  the page cache cannot be emptied without root: cold is warm here")
+            empty_cache()
             with bench.serving(serve(top)) as server:
                 for case in ("cold", "cached"):
                     seconds = copy_out(server.uri)
@@ -247,8 +264,7 @@ def restore(bench, row):
                 figures = fio(server.uri, "randread", "64k", 8, size=bench.size, seconds=2)
                 bench.results.add(row, f"chain of {length}, random 64 KiB, cached", name,
                                   figures["bw_bytes"] / GIB, "GiB/s", server)
-
-
+    read_ceilings(bench, row)
     with bench.serving(c.nbdkit("file", bench.source)) as server:
         seconds = copy_out(server.uri)
         bench.results.add(row, "a plain file in memory, sequential", "nbdkit file",
@@ -347,6 +363,11 @@ def scale(bench, row):
             seconds = time.monotonic() - start
             bench.results.add(row, "50 exports written by 50 clients, 100 idle", name,
                               total / seconds, "GiB/s", server, total)
+    run("rm", "-rf", directory)
+    directory.mkdir()
+    rate = fio_files("--rw=write", f"--directory={directory}", "--direct=1", "--numjobs=50",
+                     "--size=64m", "--fallocate=posix", "--end_fsync=1")
+    bench.results.add(row, "50 files written at once", "fio, direct, reserved", rate, "GiB/s")
     run("rm", "-rf", directory)
     for name in ("ours", "nbdkit null"):
         with bench.serving(fresh(bench, name, {})) as server:
