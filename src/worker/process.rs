@@ -220,8 +220,9 @@ impl Worker {
         request: &Request,
         check: impl FnOnce(&T) -> std::result::Result<(), String>,
     ) -> Result<T> {
-        let deadline = Instant::now() + self.limits.request;
         let answer = self.talk(|channel| {
+            // From now on: whoever waited for others has as much time as they had.
+            let deadline = Instant::now() + self.limits.request;
             send(channel, request)?;
             let answer: Result<T> = frames::receive(channel, Some(deadline))?;
             if let Ok(found) = &answer {
@@ -234,8 +235,9 @@ impl Worker {
 
     /// Asks for bytes of a file.
     pub(super) fn read(&self, request: &Request, buf: &mut [u8]) -> Result<usize> {
-        let deadline = Instant::now() + self.limits.request;
         let answer = self.talk(|channel| {
+            // From now on: whoever waited for others has as much time as they had.
+            let deadline = Instant::now() + self.limits.request;
             send(channel, request)?;
             let answer: Result<u32> = frames::receive(channel, Some(deadline))?;
             let Ok(length) = &answer else { return Ok(answer.map(|_| 0)) };
@@ -419,12 +421,24 @@ mod tests {
 
     /// A worker that was taken over after it opened its disks: it says `answers`, and no more.
     fn hostile(answers: &[u8], request: Duration) -> Arc<Worker> {
+        saying(&[&[&opened(), answers].concat()], Duration::ZERO, request)
+    }
+
+    /// A worker that says `parts`, and waits for `pause` before the next.
+    fn saying(parts: &[&[u8]], pause: Duration, request: Duration) -> Arc<Worker> {
         let directory = tempfile::tempdir().unwrap();
-        let (image, said) = (directory.path().join("disk"), directory.path().join("said"));
+        let image = directory.path().join("disk");
         qcow2::create(&image, &qcow2::CreateOptions::new(1 << 20)).unwrap();
-        std::fs::write(&said, [&opened(), answers].concat()).unwrap();
+        // All files are open before the first part is said: they may go then.
+        let (mut open, mut say) = (String::new(), String::new());
+        for (part, fd) in parts.iter().zip(3..) {
+            let said = directory.path().join(format!("said{fd}"));
+            std::fs::write(&said, part).unwrap();
+            open += &format!(" {fd}<{}", said.display());
+            say += &format!("cat <&{fd} >&0; sleep {}\n", pause.as_secs_f64());
+        }
+        let text = format!("#!/bin/sh\nexec{open}\n{say}exec sleep 60\n");
         let script = directory.path().join("hostile");
-        let text = format!("#!/bin/sh\ncat {} >&0\nexec sleep 60\n", said.display());
         std::fs::write(&script, text).unwrap();
         std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
         let limits = Limits { request, ..Limits::default() };
@@ -488,6 +502,19 @@ mod tests {
             assert!(error.message.contains("no answer in time"), "{error}");
             assert!(!worker.is_alive());
         }
+    }
+
+    #[test]
+    fn whoever_waits_for_others_has_the_whole_time_for_an_answer() {
+        let limit = Duration::from_secs(2);
+        let answer = ok(Node(1));
+        let worker = saying(&[&opened(), &answer, &answer], limit.mul_f64(0.7), limit);
+        std::thread::scope(|scope| {
+            let ask = || scope.spawn(|| worker.tree(0).root());
+            for waiting in [ask(), ask()] {
+                assert_eq!(waiting.join().unwrap().unwrap(), Node(1));
+            }
+        });
     }
 
     #[test]
