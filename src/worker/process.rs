@@ -19,6 +19,8 @@ use super::{check, frames, spawner};
 
 /// The command by which this program becomes a worker.
 const COMMAND: &str = "guest-worker";
+/// How the message of every failure begins that is one of a worker which is gone.
+const ENDED: &str = "the worker ended";
 /// Time that a process which was killed has to be gone.
 const KILLED: Duration = Duration::from_secs(2);
 /// Bytes of a worker's last words that are read, and those of them that are told.
@@ -194,6 +196,11 @@ impl Worker {
         self.ended.get().map(String::as_str)
     }
 
+    /// Whether a failure is that the worker is gone, and not what it found on a disk.
+    pub fn is_end(error: &Error) -> bool {
+        error.kind == ErrorKind::Io && error.message.starts_with(ENDED)
+    }
+
     /// Its process.
     pub fn pid(&self) -> u32 {
         self.pid
@@ -265,7 +272,7 @@ impl Worker {
             }
         }
         let why = self.ended.get().map_or("unknown", String::as_str);
-        Err(Error::new(ErrorKind::Io, format!("the worker ended: {why}")))
+        Err(Error::new(ErrorKind::Io, format!("{ENDED}: {why}")))
     }
 
     fn process(&self) -> MutexGuard<'_, Process> {
@@ -474,7 +481,7 @@ mod tests {
             let error = tree.list(Node(1), Cursor(0), 2).unwrap_err();
             assert_eq!(error.kind, ErrorKind::Io);
             assert!(error.message.contains("it broke the protocol"), "{error}");
-            assert!(!worker.is_alive());
+            assert!(!worker.is_alive() && Worker::is_end(&error));
             assert_eq!(tree.root().unwrap_err(), error, "it stays so");
         }
     }

@@ -257,7 +257,8 @@ impl Mounts {
         let MountSettings { program, limits, .. } = &self.settings;
         let worker = Worker::start(program, &images, limits).map_err(|e| {
             let text = format!("backup {} cannot be mounted: {e}", backup.id);
-            Failure::new(FailureKind::Internal, text, "")
+            let next = "verify the backup; the hub's log says more";
+            Failure::new(FailureKind::Internal, text, next)
         })?;
         let made = Made {
             id: id.clone(),
@@ -436,6 +437,11 @@ impl Mounts {
             last_look,
         }
     }
+}
+
+/// Whether a failure of a tree is that the worker of its mount is gone: the mount is of no more use.
+pub fn is_end_of_worker(error: &guest::Error) -> bool {
+    Worker::is_end(error)
 }
 
 fn ending() -> Failure {
