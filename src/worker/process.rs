@@ -113,6 +113,7 @@ impl Worker {
             let opened: Result<Opened> = frames::receive(channel, Some(deadline))?;
             if let Ok(opened) = &opened {
                 check::volumes(&opened.volumes).map_err(violation)?;
+                check::notes(&opened.notes).map_err(violation)?;
             }
             Ok(opened)
         })?;
@@ -225,14 +226,15 @@ impl Worker {
     pub(super) fn ask<T: DeserializeOwned>(
         &self,
         request: &Request,
-        check: impl FnOnce(&T) -> std::result::Result<(), String>,
+        check: impl FnOnce(&mut T) -> std::result::Result<(), String>,
     ) -> Result<T> {
         let answer = self.talk(|channel| {
             // From now on: whoever waited for others has as much time as they had.
             let deadline = Instant::now() + self.limits.request;
             send(channel, request)?;
-            let answer: Result<T> = frames::receive(channel, Some(deadline))?;
-            if let Ok(found) = &answer {
+            let most = request.call.most();
+            let mut answer: Result<T> = frames::receive_up_to(most, channel, Some(deadline))?;
+            if let Ok(found) = &mut answer {
                 check(found).map_err(violation)?;
             }
             Ok(answer)
@@ -246,7 +248,8 @@ impl Worker {
             // From now on: whoever waited for others has as much time as they had.
             let deadline = Instant::now() + self.limits.request;
             send(channel, request)?;
-            let answer: Result<u32> = frames::receive(channel, Some(deadline))?;
+            let most = request.call.most();
+            let answer: Result<u32> = frames::receive_up_to(most, channel, Some(deadline))?;
             let Ok(length) = &answer else { return Ok(answer.map(|_| 0)) };
             let length = usize::try_from(*length).unwrap_or(usize::MAX);
             let Some(part) = buf.get_mut(..length) else {
@@ -329,7 +332,7 @@ fn shown(mut error: Error) -> Error {
 }
 
 /// At most `most` bytes of a text, without what terminals act on.
-fn printable(text: &str, most: usize) -> String {
+pub(super) fn printable(text: &str, most: usize) -> String {
     let mut shown = String::new();
     for c in text.trim().chars().map(|c| if c.is_control() { ' ' } else { c }) {
         if shown.len() + c.len_utf8() > most {
@@ -469,6 +472,8 @@ mod tests {
         for answer in [
             ok(listing(&[b"../../etc/passwd"])),
             ok(listing(&[b"a", b"b", b"c"])),
+            ok(listing(&[b"a", b"a"])),
+            ok(listing(&[&[b'a'; 1025]])),
             ok(7_u8),
             frames::encode(&Err::<Listing, _>(Error::corrupt("fine")))
                 .unwrap()
@@ -484,6 +489,19 @@ mod tests {
             assert!(!worker.is_alive() && Worker::is_end(&error));
             assert_eq!(tree.root().unwrap_err(), error, "it stays so");
         }
+    }
+
+    #[test]
+    fn what_a_listing_says_of_damage_is_printable_and_small_answers_are_small() {
+        let attributes = Err(Error::corrupt("red \x1b[31m".repeat(500)));
+        let entry = Listed { name: b"a".to_vec(), node: Node(1), attributes, target: None };
+        let answer = ok(Listing { entries: vec![entry], next: None });
+        let listing = hostile(&answer, LONG).tree(0).list(Node(1), Cursor(0), 2).unwrap();
+        let said = &listing.entries[0].attributes.as_ref().unwrap_err().message;
+        assert!(said.len() <= SENTENCE && said.starts_with("red  [31m"), "{said:?}");
+
+        let error = hostile(&ok(vec![0_u8; 1 << 20]), LONG).tree(0).read_link(Node(1));
+        assert!(error.unwrap_err().message.contains("are the most"));
     }
 
     #[test]
