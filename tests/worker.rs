@@ -139,6 +139,8 @@ fn a_worker_tells_what_is_on_its_disks_and_ends_with_its_hub_side() {
         worker.volumes().iter().all(|volume| matches!(volume.status, guest::Status::Refused(_)))
     );
     let pid = worker.pid();
+    let first_to_go = std::fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).unwrap();
+    assert_eq!(first_to_go.trim(), "1000");
     assert!(Path::new(&format!("/proc/{pid}")).exists());
     let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
     assert!(environment.is_empty());

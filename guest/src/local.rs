@@ -1,7 +1,10 @@
 //! The tree of a volume whose file system is open in this process.
 
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
 use crate::error::{Error, Result};
-use crate::fs::{Attributes, Cursor, FileSystem, FileType, Node, Piece, Place};
+use crate::fs::{Attributes, Cursor, Entry, FileSystem, FileType, Node, Piece, Place};
 use crate::path;
 use crate::source::Source;
 use crate::tree::{LISTING, Layout, Listed, Listing, Origin, PIECES, Placed, READ, Resolved, Tree};
@@ -11,15 +14,24 @@ use crate::volumes::Volume;
 const TARGET: usize = 4096;
 /// Bytes of a node's extended attributes in all.
 const XATTRS: usize = 1 << 20;
+/// Extended attributes of a node.
+const XATTR_COUNT: usize = 64 << 10;
 /// Longest piece of a layout: a longer one is told as several.
 const PIECE: u64 = 1 << 30;
 /// Ranges of disks in a part of a layout.
 const RANGES: usize = 64 << 10;
 
+/// Time after which a listing ends before it is full: where what each name stands for has to be fetched
+/// from slow storage, whoever lists gets on with less at a time.
+const ENOUGH: Duration = Duration::from_secs(2);
+/// Bytes of a note, and of why one name's node cannot be read.
+const TEXT: usize = 1024;
+
 /// A volume's tree.
 pub struct LocalTree<'a> {
     fs: &'a dyn FileSystem,
     source: &'a dyn Source,
+    enough: Duration,
 }
 
 impl<'a> LocalTree<'a> {
@@ -28,16 +40,19 @@ impl<'a> LocalTree<'a> {
     /// # Errors
     /// `Unsupported` with the reason where it has none that is read here.
     pub fn new(volume: &'a Volume) -> Result<Self> {
-        Ok(Self { fs: volume.file_system()?, source: &**volume.source() })
+        Ok(Self::over(volume.file_system()?, &**volume.source()))
     }
 
     /// The tree of a file system that lies on `source`.
     pub fn over(fs: &'a dyn FileSystem, source: &'a dyn Source) -> Self {
-        Self { fs, source }
+        Self { fs, source, enough: ENOUGH }
     }
 
     fn listed(&self, name: Vec<u8>, node: Node) -> Listed {
-        let attributes = self.fs.stat(node);
+        let attributes = self.stat(node).map_err(|mut error| {
+            cut(&mut error.message);
+            error
+        });
         let is_link = attributes.as_ref().is_ok_and(|a| a.file_type == FileType::Symlink);
         let target = is_link.then(|| self.fs.read_link(node).ok()).flatten();
         Listed { name, node, attributes, target: target.filter(|t| t.len() <= TARGET) }
@@ -81,9 +96,36 @@ fn split(piece: Piece) -> (Piece, Option<Piece>) {
     (Piece { length: PIECE, ..piece }, Some(rest))
 }
 
+/// Cuts a text that is too long.
+fn cut(text: &mut String) {
+    if text.len() > TEXT {
+        let end = (0..=TEXT).rev().find(|at| text.is_char_boundary(*at));
+        text.truncate(end.unwrap_or(0));
+    }
+}
+
+/// Makes sure that all names can be those of entries, and are each another's.
+fn check_names(entries: &[Entry]) -> Result<()> {
+    let mut names = BTreeSet::new();
+    for entry in entries {
+        let what = match (is_name(&entry.name), names.insert(&entry.name)) {
+            (false, _) => "the impossible name",
+            (true, false) => "two entries of the name",
+            (true, true) => continue,
+        };
+        let shown = entry.name.get(..TEXT).unwrap_or(&entry.name).escape_ascii();
+        return Err(Error::corrupt(format!("a directory with {what} `{shown}`")));
+    }
+    Ok(())
+}
+
 /// Whether `name` can be that of an entry.
 fn is_name(name: &[u8]) -> bool {
-    !name.is_empty() && name != b"." && name != b".." && !name.iter().any(|b| [0, b'/'].contains(b))
+    name.len() <= path::NAME_MAX
+        && !name.is_empty()
+        && name != b"."
+        && name != b".."
+        && !name.iter().any(|b| [0, b'/'].contains(b))
 }
 
 impl Tree for LocalTree<'_> {
@@ -92,21 +134,36 @@ impl Tree for LocalTree<'_> {
     }
 
     fn stat(&self, node: Node) -> Result<Attributes> {
-        self.fs.stat(node)
+        let mut attributes = self.fs.stat(node)?;
+        attributes.note.as_mut().map(cut);
+        Ok(attributes)
     }
 
     fn list(&self, directory: Node, cursor: Cursor, limit: usize) -> Result<Listing> {
-        let page = self.fs.list(directory, cursor, limit.clamp(1, LISTING))?;
-        if let Some(entry) = page.entries.iter().find(|entry| !is_name(&entry.name)) {
-            let name = entry.name.escape_ascii();
-            return Err(Error::corrupt(format!("a directory with the impossible name `{name}`")));
+        let begun = Instant::now();
+        let mut page = self.fs.list(directory, cursor, limit.clamp(1, LISTING))?;
+        let mut entries: Vec<Listed> = Vec::with_capacity(page.entries.len());
+        check_names(&page.entries)?;
+        for entry in &page.entries {
+            if !entries.is_empty() && begun.elapsed() >= self.enough {
+                break;
+            }
+            entries.push(self.listed(entry.name.clone(), entry.node));
         }
-        let listed = page.entries.into_iter().map(|entry| self.listed(entry.name, entry.node));
-        Ok(Listing { entries: listed.collect(), next: page.next })
+        if entries.len() < page.entries.len() {
+            // Where it goes on after these is known to the file system only.
+            page = self.fs.list(directory, cursor, entries.len())?;
+            entries.truncate(page.entries.len());
+            let same = page.entries.iter().zip(&entries).all(|(a, b)| a.name == b.name);
+            if !same || entries.is_empty() {
+                return Err(Error::corrupt("a directory that is another each time it is read"));
+            }
+        }
+        Ok(Listing { entries, next: page.next })
     }
 
     fn lookup(&self, directory: Node, name: &[u8]) -> Result<Option<Listed>> {
-        if !is_name(name) || name.len() > path::NAME_MAX {
+        if !is_name(name) {
             return Ok(None);
         }
         let node = self.fs.lookup(directory, name)?;
@@ -134,9 +191,11 @@ impl Tree for LocalTree<'_> {
     fn xattrs(&self, node: Node) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
         let found = self.fs.xattrs(node)?;
         let bytes: usize = found.iter().map(|(name, value)| name.len() + value.len()).sum();
-        match bytes <= XATTRS {
+        match bytes <= XATTRS && found.len() <= XATTR_COUNT {
             true => Ok(found),
-            false => Err(Error::limit(format!("{bytes} bytes of extended attributes"))),
+            false => {
+                Err(Error::limit(format!("{} extended attributes of {bytes} bytes", found.len())))
+            }
         }
     }
 
@@ -230,6 +289,24 @@ mod tests {
         assert_eq!((listing.entries.len(), listing.next.is_some()), (LISTING, true));
         assert_eq!(tree.read_at(file, &mut vec![0; 2 * READ], 0).unwrap(), READ);
         assert_eq!(tree.xattrs(file).unwrap_err().kind, ErrorKind::Limit);
+    }
+
+    #[test]
+    fn a_listing_that_takes_long_ends_early_and_goes_on_where_it_ended() {
+        let mut fs = MemoryFs::new();
+        let many = fs.many("many", 5, 0);
+        let disk = disk();
+        let slow = LocalTree { enough: Duration::ZERO, ..LocalTree::over(&fs, &disk) };
+        let mut names = Vec::new();
+        let mut next = Some(Cursor(0));
+        while let Some(cursor) = next {
+            let listing = slow.list(many, cursor, 100).unwrap();
+            assert!(listing.entries.len() <= 1);
+            names.extend(listing.entries);
+            next = listing.next;
+        }
+        let whole = LocalTree::over(&fs, &disk).list(many, Cursor(0), 100).unwrap();
+        assert_eq!(names, whole.entries);
     }
 
     /// A file system with one file, which lies as told.

@@ -11,4 +11,7 @@ mod mounts;
 pub use changes::{Change, ChangeKind, Changes, file_changes};
 pub use diff::{Difference, difference};
 pub use exports::{RestoreExport, Restores, Settings, Wish};
-pub use mounts::{CleanupReport, MountInfo, MountSettings, MountStatus, MountWish, Mounts, Using};
+pub use mounts::{
+    CleanupReport, MountInfo, MountSettings, MountStatus, MountWish, Mounts, Using,
+    is_end_of_worker,
+};

@@ -3,14 +3,23 @@
 
 use std::collections::BTreeSet;
 
-use guest::path::PATH_MAX;
-use guest::tree::{Layout, Listed, Listing, PIECES, Resolved};
-use guest::{Attributes, VolumeAbout};
+use guest::path::{NAME_MAX, PATH_MAX};
+use guest::tree::{Layout, Listed, Listing, Origin, PIECES, Placed, Resolved};
+use guest::{Attributes, Status, VolumeAbout};
+
+use super::process::printable;
+use super::protocol::{NOTES, SENTENCE};
 
 /// Volumes of a machine.
 const VOLUMES: usize = 4096;
 /// Longest name of a volume, in bytes.
 const VOLUME_NAME: usize = 255;
+/// Longest target of a link in a listing.
+const TARGET: usize = 4096;
+/// Extended attributes of a node: how many, and bytes in all.
+const XATTRS: (usize, usize) = (64 << 10, 1 << 20);
+/// Ranges of disks in a part of a layout.
+const RANGES: usize = 128 << 10;
 /// Bits of a mode.
 const MODE: u32 = 0o7777;
 const NANOSECONDS: u32 = 1_000_000_000;
@@ -29,38 +38,69 @@ pub(super) fn volumes(volumes: &[VolumeAbout]) -> Checked {
         let fit = name.len() <= VOLUME_NAME && !name.contains(char::is_control);
         ensure(fit && is_name(name.as_bytes()), || format!("a volume is called {name:?}"))?;
         ensure(names.insert(name), || format!("two volumes are called {name:?}"))?;
+        let why = match &volume.status {
+            Status::Stale(why) | Status::Refused(why) => why,
+            Status::Clean | Status::Replayed => "",
+        };
+        let texts = [&volume.place, &volume.kind, &volume.label, &volume.uuid, why];
+        texts.into_iter().try_for_each(sentence)?;
     }
     Ok(())
 }
 
+pub(super) fn notes(notes: &[String]) -> Checked {
+    ensure(notes.len() <= NOTES, || format!("it has {} notes", notes.len()))?;
+    notes.iter().try_for_each(|note| sentence(note))
+}
+
+fn sentence(text: &str) -> Checked {
+    ensure(text.len() <= SENTENCE, || format!("a text of {} bytes", text.len()))
+}
+
 fn is_name(name: &[u8]) -> bool {
-    !name.is_empty() && name != b"." && name != b".." && !name.iter().any(|b| [0, b'/'].contains(b))
+    let fit = !name.is_empty() && name.len() <= NAME_MAX && name != b"." && name != b"..";
+    fit && !name.iter().any(|b| [0, b'/'].contains(b))
 }
 
 pub(super) fn attributes(attributes: &Attributes) -> Checked {
     ensure(attributes.mode & !MODE == 0, || format!("a mode is {:#o}", attributes.mode))?;
+    sentence(attributes.note.as_deref().unwrap_or_default())?;
     let times = [attributes.modified, attributes.accessed, attributes.changed, attributes.created];
     let fit = times.iter().flatten().all(|time| time.nanoseconds < NANOSECONDS);
     ensure(fit, || "a time has more than a second of nanoseconds".into())
 }
 
-pub(super) fn listed(entry: &Listed) -> Checked {
+/// Checks an entry; what it says of damage is made printable.
+pub(super) fn listed(entry: &mut Listed) -> Checked {
     ensure(is_name(&entry.name), || format!("a name is {:?}", entry.name.escape_ascii()))?;
-    if let Some(target) = &entry.target {
-        link(target)?;
+    let length = entry.target.as_ref().map_or(0, Vec::len);
+    ensure(length <= TARGET, || format!("a link of {length} bytes in a listing"))?;
+    match &mut entry.attributes {
+        Ok(known) => attributes(known),
+        Err(error) => {
+            error.message = printable(&error.message, SENTENCE);
+            Ok(())
+        }
     }
-    entry.attributes.as_ref().map_or(Ok(()), attributes)
+}
+
+pub(super) fn xattrs(found: &[(Vec<u8>, Vec<u8>)]) -> Checked {
+    let bytes: usize = found.iter().map(|(name, value)| name.len() + value.len()).sum();
+    let fit = found.len() <= XATTRS.0 && bytes <= XATTRS.1;
+    ensure(fit, || format!("{} extended attributes of {bytes} bytes", found.len()))
 }
 
 pub(super) fn link(target: &[u8]) -> Checked {
     ensure(target.len() <= PATH_MAX, || format!("a link of {} bytes", target.len()))
 }
 
-pub(super) fn listing(listing: &Listing, limit: usize) -> Checked {
+pub(super) fn listing(listing: &mut Listing, limit: usize) -> Checked {
     let count = listing.entries.len();
     ensure(count <= limit, || format!("{count} names came where {limit} were asked for"))?;
     ensure(count > 0 || listing.next.is_none(), || "a listing goes on without a name".into())?;
-    listing.entries.iter().try_for_each(listed)
+    listing.entries.iter_mut().try_for_each(listed)?;
+    let names: BTreeSet<_> = listing.entries.iter().map(|entry| &entry.name).collect();
+    ensure(names.len() == count, || "a listing has a name twice".into())
 }
 
 pub(super) fn resolved(found: &Resolved) -> Checked {
@@ -73,6 +113,12 @@ pub(super) fn resolved(found: &Resolved) -> Checked {
 pub(super) fn layout(layout: &Layout, from: u64) -> Checked {
     let count = layout.pieces.len();
     ensure(count <= PIECES, || format!("a layout of {count} pieces"))?;
+    let of = |piece: &Placed| match &piece.origin {
+        Origin::Disks(ranges) => ranges.len(),
+        Origin::Hole | Origin::Unknown => 0,
+    };
+    let ranges: usize = layout.pieces.iter().map(of).sum();
+    ensure(ranges <= RANGES, || format!("a layout of {ranges} ranges of disks"))?;
     let mut end = None;
     for piece in &layout.pieces {
         let after = piece.offset.checked_add(piece.length).filter(|after| *after > piece.offset);
@@ -87,8 +133,7 @@ pub(super) fn layout(layout: &Layout, from: u64) -> Checked {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use guest::tree::{Origin, Placed};
-    use guest::{Cursor, FileType, Node, Status, Time};
+    use guest::{Cursor, DiskRange, FileType, Node, Time};
 
     fn known() -> Attributes {
         Attributes {
@@ -113,9 +158,9 @@ mod tests {
 
     #[test]
     fn names_that_lead_elsewhere_are_refused() {
-        assert!(listed(&entry(b"a\xff b")).is_ok());
+        assert!(listed(&mut entry(b"a\xff b")).is_ok());
         for name in [&b""[..], b".", b"..", b"a/b", b"/etc", b"a\0"] {
-            assert!(listed(&entry(name)).is_err(), "{name:?}");
+            assert!(listed(&mut entry(name)).is_err(), "{name:?}");
         }
         for path in [&b""[..], b"etc", b"/a/", b"/a//b", b"/a/../b", b"/.", b"/a\0"] {
             let found = Resolved { node: Node(1), path: path.to_vec() };
@@ -132,17 +177,28 @@ mod tests {
         assert!(attributes(&Attributes { mode: 0o10_000, ..known() }).is_err());
         let late = Some(Time { seconds: 0, nanoseconds: NANOSECONDS });
         assert!(attributes(&Attributes { changed: late, ..known() }).is_err());
-        let link = Listed { target: Some(vec![b'a'; PATH_MAX + 1]), ..entry(b"a") };
-        assert!(listed(&link).is_err());
+        let mut link = Listed { target: Some(vec![b'a'; TARGET + 1]), ..entry(b"a") };
+        assert!(listed(&mut link).is_err());
+        let note = Some("a".repeat(SENTENCE + 1));
+        assert!(attributes(&Attributes { note, ..known() }).is_err());
+        let xattr = |length| (b"user.a".to_vec(), vec![0; length]);
+        assert!(xattrs(&[xattr(10), xattr(10)]).is_ok());
+        assert!(xattrs(&[xattr(XATTRS.1 / 2), xattr(XATTRS.1 / 2)]).is_err());
+        assert!(xattrs(&vec![(Vec::new(), Vec::new()); XATTRS.0 + 1]).is_err());
     }
 
     #[test]
     fn a_listing_is_no_longer_than_asked_for_and_gets_on() {
-        let of = |count, next| Listing { entries: vec![entry(b"a"); count], next };
-        assert!(listing(&of(2, Some(Cursor(1))), 2).is_ok());
-        assert!(listing(&of(0, None), 2).is_ok());
-        assert!(listing(&of(3, None), 2).is_err());
-        assert!(listing(&of(0, Some(Cursor(1))), 2).is_err());
+        let of = |count: u8, next| Listing {
+            entries: (0..count).map(|n| entry(&[b'a' + n])).collect(),
+            next,
+        };
+        let twice = Listing { entries: vec![entry(b"a"); 2], next: None };
+        assert!(listing(&mut { twice }, 2).is_err());
+        assert!(listing(&mut of(2, Some(Cursor(1))), 2).is_ok());
+        assert!(listing(&mut of(0, None), 2).is_ok());
+        assert!(listing(&mut of(3, None), 2).is_err());
+        assert!(listing(&mut of(0, Some(Cursor(1))), 2).is_err());
     }
 
     #[test]
@@ -171,6 +227,10 @@ mod tests {
         ] {
             assert!(layout(&wrong, 3).is_err(), "{wrong:?}");
         }
+        let range = DiskRange { disk: 0, offset: 0, length: 1 };
+        let mut many = of(&[(0, 10)], None);
+        many.pieces[0].origin = Origin::Disks(vec![range; RANGES + 1]);
+        assert!(layout(&many, 0).is_err());
     }
 
     #[test]
@@ -187,6 +247,12 @@ mod tests {
         };
         assert!(volumes(&[of("disk0"), of("vg-root")]).is_ok());
         assert!(volumes(&[of("a"), of("a")]).is_err());
+        let long = "a".repeat(SENTENCE + 1);
+        assert!(volumes(&[VolumeAbout { label: long.clone(), ..of("a") }]).is_err());
+        assert!(
+            volumes(&[VolumeAbout { status: Status::Stale(long.clone()), ..of("a") }]).is_err()
+        );
+        assert!(notes(&[long]).is_err() && notes(&vec![String::new(); NOTES + 1]).is_err());
         for name in ["", "..", "a/b", "a\nb", &"a".repeat(VOLUME_NAME + 1)] {
             assert!(volumes(&[of(name)]).is_err(), "{name:?}");
         }

@@ -28,9 +28,17 @@ fn invalid(text: impl Into<String>) -> io::Error {
 /// # Errors
 /// `InvalidData` for one that is longer than a message may be.
 pub(super) fn encode(message: &impl Serialize) -> io::Result<Vec<u8>> {
+    encode_up_to(MESSAGE, message)
+}
+
+/// The same for a message of `most` bytes at most.
+///
+/// # Errors
+/// As [`encode`].
+pub(super) fn encode_up_to(most: usize, message: &impl Serialize) -> io::Result<Vec<u8>> {
     let mut frame = postcard::to_extend(message, vec![0; 4]).map_err(|e| invalid(e.to_string()))?;
     let length = frame.len() - 4;
-    let head = u32::try_from(length).ok().filter(|_| length <= MESSAGE);
+    let head = u32::try_from(length).ok().filter(|_| length <= most);
     let head = head.ok_or_else(|| invalid(format!("a message of {length} bytes")))?;
     frame[..4].copy_from_slice(&head.to_le_bytes());
     Ok(frame)
@@ -82,11 +90,23 @@ pub(super) fn receive<T: DeserializeOwned>(
     stream: &UnixStream,
     deadline: Option<Instant>,
 ) -> io::Result<T> {
+    receive_up_to(MESSAGE, stream, deadline)
+}
+
+/// The same for a message of `most` bytes at most.
+///
+/// # Errors
+/// As [`receive`].
+pub(super) fn receive_up_to<T: DeserializeOwned>(
+    most: usize,
+    stream: &UnixStream,
+    deadline: Option<Instant>,
+) -> io::Result<T> {
     let mut head = [0; 4];
     fill(stream, &mut head, deadline)?;
     let length = usize::try_from(u32::from_le_bytes(head)).unwrap_or(usize::MAX);
-    if length > MESSAGE {
-        return Err(invalid(format!("a message of {length} bytes; {MESSAGE} are the most")));
+    if length > most {
+        return Err(invalid(format!("a message of {length} bytes; {most} are the most")));
     }
     let mut body = vec![0; length];
     fill(stream, &mut body, deadline)?;

@@ -19,6 +19,8 @@ use super::{check, frames, spawner};
 
 /// The command by which this program becomes a worker.
 const COMMAND: &str = "guest-worker";
+/// How the message of every failure begins that is one of a worker which is gone.
+const ENDED: &str = "the worker ended";
 /// Time that a process which was killed has to be gone.
 const KILLED: Duration = Duration::from_secs(2);
 /// Bytes of a worker's last words that are read, and those of them that are told.
@@ -111,6 +113,7 @@ impl Worker {
             let opened: Result<Opened> = frames::receive(channel, Some(deadline))?;
             if let Ok(opened) = &opened {
                 check::volumes(&opened.volumes).map_err(violation)?;
+                check::notes(&opened.notes).map_err(violation)?;
             }
             Ok(opened)
         })?;
@@ -194,6 +197,11 @@ impl Worker {
         self.ended.get().map(String::as_str)
     }
 
+    /// Whether a failure is that the worker is gone, and not what it found on a disk.
+    pub fn is_end(error: &Error) -> bool {
+        error.kind == ErrorKind::Io && error.message.starts_with(ENDED)
+    }
+
     /// Its process.
     pub fn pid(&self) -> u32 {
         self.pid
@@ -218,13 +226,15 @@ impl Worker {
     pub(super) fn ask<T: DeserializeOwned>(
         &self,
         request: &Request,
-        check: impl FnOnce(&T) -> std::result::Result<(), String>,
+        check: impl FnOnce(&mut T) -> std::result::Result<(), String>,
     ) -> Result<T> {
-        let deadline = Instant::now() + self.limits.request;
         let answer = self.talk(|channel| {
+            // From now on: whoever waited for others has as much time as they had.
+            let deadline = Instant::now() + self.limits.request;
             send(channel, request)?;
-            let answer: Result<T> = frames::receive(channel, Some(deadline))?;
-            if let Ok(found) = &answer {
+            let most = request.call.most();
+            let mut answer: Result<T> = frames::receive_up_to(most, channel, Some(deadline))?;
+            if let Ok(found) = &mut answer {
                 check(found).map_err(violation)?;
             }
             Ok(answer)
@@ -234,10 +244,12 @@ impl Worker {
 
     /// Asks for bytes of a file.
     pub(super) fn read(&self, request: &Request, buf: &mut [u8]) -> Result<usize> {
-        let deadline = Instant::now() + self.limits.request;
         let answer = self.talk(|channel| {
+            // From now on: whoever waited for others has as much time as they had.
+            let deadline = Instant::now() + self.limits.request;
             send(channel, request)?;
-            let answer: Result<u32> = frames::receive(channel, Some(deadline))?;
+            let most = request.call.most();
+            let answer: Result<u32> = frames::receive_up_to(most, channel, Some(deadline))?;
             let Ok(length) = &answer else { return Ok(answer.map(|_| 0)) };
             let length = usize::try_from(*length).unwrap_or(usize::MAX);
             let Some(part) = buf.get_mut(..length) else {
@@ -263,7 +275,7 @@ impl Worker {
             }
         }
         let why = self.ended.get().map_or("unknown", String::as_str);
-        Err(Error::new(ErrorKind::Io, format!("the worker ended: {why}")))
+        Err(Error::new(ErrorKind::Io, format!("{ENDED}: {why}")))
     }
 
     fn process(&self) -> MutexGuard<'_, Process> {
@@ -320,7 +332,7 @@ fn shown(mut error: Error) -> Error {
 }
 
 /// At most `most` bytes of a text, without what terminals act on.
-fn printable(text: &str, most: usize) -> String {
+pub(super) fn printable(text: &str, most: usize) -> String {
     let mut shown = String::new();
     for c in text.trim().chars().map(|c| if c.is_control() { ' ' } else { c }) {
         if shown.len() + c.len_utf8() > most {
@@ -419,12 +431,24 @@ mod tests {
 
     /// A worker that was taken over after it opened its disks: it says `answers`, and no more.
     fn hostile(answers: &[u8], request: Duration) -> Arc<Worker> {
+        saying(&[&[&opened(), answers].concat()], Duration::ZERO, request)
+    }
+
+    /// A worker that says `parts`, and waits for `pause` before the next.
+    fn saying(parts: &[&[u8]], pause: Duration, request: Duration) -> Arc<Worker> {
         let directory = tempfile::tempdir().unwrap();
-        let (image, said) = (directory.path().join("disk"), directory.path().join("said"));
+        let image = directory.path().join("disk");
         qcow2::create(&image, &qcow2::CreateOptions::new(1 << 20)).unwrap();
-        std::fs::write(&said, [&opened(), answers].concat()).unwrap();
+        // All files are open before the first part is said: they may go then.
+        let (mut open, mut say) = (String::new(), String::new());
+        for (part, fd) in parts.iter().zip(3..) {
+            let said = directory.path().join(format!("said{fd}"));
+            std::fs::write(&said, part).unwrap();
+            open += &format!(" {fd}<{}", said.display());
+            say += &format!("cat <&{fd} >&0; sleep {}\n", pause.as_secs_f64());
+        }
+        let text = format!("#!/bin/sh\nexec{open}\n{say}exec sleep 60\n");
         let script = directory.path().join("hostile");
-        let text = format!("#!/bin/sh\ncat {} >&0\nexec sleep 60\n", said.display());
         std::fs::write(&script, text).unwrap();
         std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
         let limits = Limits { request, ..Limits::default() };
@@ -448,6 +472,8 @@ mod tests {
         for answer in [
             ok(listing(&[b"../../etc/passwd"])),
             ok(listing(&[b"a", b"b", b"c"])),
+            ok(listing(&[b"a", b"a"])),
+            ok(listing(&[&[b'a'; 1025]])),
             ok(7_u8),
             frames::encode(&Err::<Listing, _>(Error::corrupt("fine")))
                 .unwrap()
@@ -460,9 +486,22 @@ mod tests {
             let error = tree.list(Node(1), Cursor(0), 2).unwrap_err();
             assert_eq!(error.kind, ErrorKind::Io);
             assert!(error.message.contains("it broke the protocol"), "{error}");
-            assert!(!worker.is_alive());
+            assert!(!worker.is_alive() && Worker::is_end(&error));
             assert_eq!(tree.root().unwrap_err(), error, "it stays so");
         }
+    }
+
+    #[test]
+    fn what_a_listing_says_of_damage_is_printable_and_small_answers_are_small() {
+        let attributes = Err(Error::corrupt("red \x1b[31m".repeat(500)));
+        let entry = Listed { name: b"a".to_vec(), node: Node(1), attributes, target: None };
+        let answer = ok(Listing { entries: vec![entry], next: None });
+        let listing = hostile(&answer, LONG).tree(0).list(Node(1), Cursor(0), 2).unwrap();
+        let said = &listing.entries[0].attributes.as_ref().unwrap_err().message;
+        assert!(said.len() <= SENTENCE && said.starts_with("red  [31m"), "{said:?}");
+
+        let error = hostile(&ok(vec![0_u8; 1 << 20]), LONG).tree(0).read_link(Node(1));
+        assert!(error.unwrap_err().message.contains("are the most"));
     }
 
     #[test]
@@ -488,6 +527,19 @@ mod tests {
             assert!(error.message.contains("no answer in time"), "{error}");
             assert!(!worker.is_alive());
         }
+    }
+
+    #[test]
+    fn whoever_waits_for_others_has_the_whole_time_for_an_answer() {
+        let limit = Duration::from_secs(2);
+        let answer = ok(Node(1));
+        let worker = saying(&[&opened(), &answer, &answer], limit.mul_f64(0.7), limit);
+        std::thread::scope(|scope| {
+            let ask = || scope.spawn(|| worker.tree(0).root());
+            for waiting in [ask(), ask()] {
+                assert_eq!(waiting.join().unwrap().unwrap(), Node(1));
+            }
+        });
     }
 
     #[test]

@@ -11,10 +11,15 @@ use super::sandbox::Sandbox;
 
 /// Longest message in either direction, in bytes; what is read of a file is not part of one.
 pub(super) const MESSAGE: usize = 8 << 20;
+/// Longest answer about one node, which may be a path; and one of extended attributes.
+const SMALL: usize = guest::path::PATH_MAX + (8 << 10);
+const XATTRS: usize = 2 << 20;
 /// Files of all disks together.
 pub(super) const FILES: usize = 1536;
-/// Longest sentence of a worker about a failure, in bytes.
+/// Longest sentence of a worker about a failure, or other text for people, in bytes.
 pub(super) const SENTENCE: usize = 1024;
+/// Most sentences about a machine as a whole.
+pub(super) const NOTES: usize = 1000;
 
 /// A file of a disk's chain.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -73,4 +78,16 @@ pub(super) enum Call {
     Xattrs(Node),
     /// A `Layout`.
     Layout { file: Node, from: u64 },
+}
+
+impl Call {
+    /// Longest answer, in bytes; what is read of a file is not part of it.
+    pub(super) fn most(&self) -> usize {
+        match self {
+            Self::List { .. } | Self::Layout { .. } => MESSAGE,
+            Self::Xattrs(_) => XATTRS,
+            Self::Root | Self::Stat(_) | Self::Lookup { .. } | Self::Resolve { .. } => SMALL,
+            Self::Read { .. } | Self::ReadLink(_) => SMALL,
+        }
+    }
 }

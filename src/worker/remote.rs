@@ -26,7 +26,7 @@ impl Tree for RemoteTree {
     }
 
     fn stat(&self, node: Node) -> Result<Attributes> {
-        self.worker.ask(&self.request(Call::Stat(node)), check::attributes)
+        self.worker.ask(&self.request(Call::Stat(node)), |found| check::attributes(found))
     }
 
     fn list(&self, directory: Node, cursor: Cursor, limit: usize) -> Result<Listing> {
@@ -38,7 +38,7 @@ impl Tree for RemoteTree {
 
     fn lookup(&self, directory: Node, name: &[u8]) -> Result<Option<Listed>> {
         let call = Call::Lookup { directory, name: name.to_vec() };
-        self.worker.ask(&self.request(call), |found: &Option<Listed>| match found {
+        self.worker.ask(&self.request(call), |found: &mut Option<Listed>| match found {
             Some(listed) => check::listed(listed),
             None => Ok(()),
         })
@@ -46,7 +46,7 @@ impl Tree for RemoteTree {
 
     fn resolve(&self, path: &[u8], follow: bool) -> Result<Resolved> {
         let call = Call::Resolve { path: path.to_vec(), follow };
-        self.worker.ask(&self.request(call), check::resolved)
+        self.worker.ask(&self.request(call), |found| check::resolved(found))
     }
 
     fn read_at(&self, file: Node, buf: &mut [u8], offset: u64) -> Result<usize> {
@@ -57,11 +57,13 @@ impl Tree for RemoteTree {
     }
 
     fn read_link(&self, link: Node) -> Result<Vec<u8>> {
-        self.worker.ask(&self.request(Call::ReadLink(link)), |target: &Vec<u8>| check::link(target))
+        self.worker
+            .ask(&self.request(Call::ReadLink(link)), |target: &mut Vec<u8>| check::link(target))
     }
 
     fn xattrs(&self, node: Node) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
-        self.worker.ask(&self.request(Call::Xattrs(node)), |_| Ok(()))
+        let request = self.request(Call::Xattrs(node));
+        self.worker.ask(&request, |found: &mut Vec<_>| check::xattrs(found))
     }
 
     fn layout(&self, file: Node, from: u64) -> Result<Layout> {

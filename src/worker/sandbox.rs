@@ -20,6 +20,8 @@ const NOBODY: u32 = 65534;
 pub(super) const DESCRIPTORS: u64 = 2048;
 /// How far others' work comes first.
 const NICE: i32 = 5;
+/// How gladly the kernel ends it where memory runs out: before all others.
+const FIRST_TO_GO: &str = "1000";
 /// Seconds of CPU in all: a day. What runs in circles is ended by the deadline of its request; this ends
 /// what nobody asks any more.
 const CPU: u64 = 24 * 3600;
@@ -45,6 +47,9 @@ pub struct Sandbox {
 /// a process id, is gone.
 pub fn enter(memory: u64, parent: u32, keep: &[RawFd]) -> io::Result<Sandbox> {
     close_others(keep)?;
+    // Where memory runs out the kernel is to end this, and not the hub. Before the change of the user,
+    // after which the file is another's. Where it cannot be written, `memory` is a bound all the same.
+    let _ = std::fs::write("/proc/self/oom_score_adj", FIRST_TO_GO);
     become_nobody()?;
     rustix::thread::set_no_new_privs(true)?;
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;

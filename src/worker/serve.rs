@@ -5,10 +5,10 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream;
 
 use guest::local::LocalTree;
-use guest::{Error, ErrorKind, Guest, Node, Result, Tree, tree};
+use guest::{Error, ErrorKind, Guest, Node, Result, Status, Tree, VolumeAbout, tree};
 use serde::Serialize;
 
-use super::protocol::{Call, Disks, FILES, Opened, Request, SENTENCE};
+use super::protocol::{Call, Disks, FILES, MESSAGE, NOTES, Opened, Request, SENTENCE};
 use super::sandbox::Sandbox;
 use super::{disk, frames, sandbox};
 
@@ -38,12 +38,13 @@ fn answer(channel: &UnixStream, sandbox: Sandbox) -> io::Result<()> {
         Ok(guest) => guest,
         Err(error) => return frames::send(channel, &Err::<Opened, _>(error)),
     };
-    let volumes = guest.volumes.iter().map(|volume| volume.about.clone()).collect();
-    let opened: Result<Opened> = Ok(Opened { sandbox, volumes, notes: guest.notes.clone() });
+    let volumes = guest.volumes.iter().map(|volume| fit(volume.about.clone())).collect();
+    let opened: Result<Opened> = Ok(Opened { sandbox, volumes, notes: fit_notes(&guest.notes) });
     frames::send(channel, &opened)?;
     let mut reader = Reader::default();
     loop {
         let request: Request = frames::receive(channel, None)?;
+        let most = request.call.most();
         let index = usize::try_from(request.volume).unwrap_or(usize::MAX);
         let tree = guest.volumes.get(index).map_or_else(
             || Err(Error::not_found(format!("there is no volume {index}"))),
@@ -52,26 +53,28 @@ fn answer(channel: &UnixStream, sandbox: Sandbox) -> io::Result<()> {
         let tree = match tree {
             Ok(tree) => tree,
             Err(error) => {
-                frames::send(channel, &Err::<(), _>(error))?;
+                reply(channel, most, Err::<(), _>(error))?;
                 continue;
             }
         };
         match request.call {
-            Call::Root => reply(channel, tree.root())?,
-            Call::Stat(node) => reply(channel, tree.stat(node))?,
+            Call::Root => reply(channel, most, tree.root())?,
+            Call::Stat(node) => reply(channel, most, tree.stat(node))?,
             Call::List { directory, cursor, limit } => {
                 let limit = usize::try_from(limit).unwrap_or(tree::LISTING);
-                reply(channel, tree.list(directory, cursor, limit))?;
+                reply(channel, most, tree.list(directory, cursor, limit))?;
             }
-            Call::Lookup { directory, name } => reply(channel, tree.lookup(directory, &name))?,
-            Call::Resolve { path, follow } => reply(channel, tree.resolve(&path, follow))?,
+            Call::Lookup { directory, name } => {
+                reply(channel, most, tree.lookup(directory, &name))?;
+            }
+            Call::Resolve { path, follow } => reply(channel, most, tree.resolve(&path, follow))?,
             Call::Read { file, offset, length } => {
                 let place = Read { volume: index, file, offset, length };
                 reader.answer(channel, &tree, place)?;
             }
-            Call::ReadLink(link) => reply(channel, tree.read_link(link))?,
-            Call::Xattrs(node) => reply(channel, tree.xattrs(node))?,
-            Call::Layout { file, from } => reply(channel, tree.layout(file, from))?,
+            Call::ReadLink(link) => reply(channel, most, tree.read_link(link))?,
+            Call::Xattrs(node) => reply(channel, most, tree.xattrs(node))?,
+            Call::Layout { file, from } => reply(channel, most, tree.layout(file, from))?,
         }
     }
 }
@@ -96,9 +99,9 @@ fn open(channel: &UnixStream) -> io::Result<Result<Guest>> {
     Ok(Ok(Guest::open_numbered(&sources)))
 }
 
-fn reply<T: Serialize>(channel: &UnixStream, answer: Result<T>) -> io::Result<()> {
+fn reply<T: Serialize>(channel: &UnixStream, most: usize, answer: Result<T>) -> io::Result<()> {
     let answer = answer.map_err(shorten);
-    match frames::encode(&answer) {
+    match frames::encode_up_to(most, &answer) {
         Ok(frame) => (&*channel).write_all(&frame),
         Err(error) => {
             let error = Error::limit(format!("the answer cannot be sent: {error}"));
@@ -107,13 +110,37 @@ fn reply<T: Serialize>(channel: &UnixStream, answer: Result<T>) -> io::Result<()
     }
 }
 
-/// Cuts a sentence that is too long to be sent.
 fn shorten(mut error: Error) -> Error {
-    if error.message.len() > SENTENCE {
-        let end = (0..=SENTENCE).rev().find(|at| error.message.is_char_boundary(*at));
-        error.message.truncate(end.unwrap_or(0));
-    }
+    cut(&mut error.message);
     error
+}
+
+/// Cuts a text that is too long to be sent.
+fn cut(text: &mut String) {
+    if text.len() > SENTENCE {
+        let end = (0..=SENTENCE).rev().find(|at| text.is_char_boundary(*at));
+        text.truncate(end.unwrap_or(0));
+    }
+}
+
+/// What is known of a volume, as far as it is told.
+fn fit(mut about: VolumeAbout) -> VolumeAbout {
+    let VolumeAbout { place, kind, label, uuid, status, .. } = &mut about;
+    [place, kind, label, uuid].into_iter().for_each(cut);
+    if let Status::Stale(why) | Status::Refused(why) = status {
+        cut(why);
+    }
+    about
+}
+
+/// The notes that are told, and how many are not.
+fn fit_notes(notes: &[String]) -> Vec<String> {
+    let mut told: Vec<_> = notes.iter().take(NOTES).cloned().collect();
+    told.iter_mut().for_each(cut);
+    if let Some(last) = told.last_mut().filter(|_| notes.len() > NOTES) {
+        *last = format!("{} more notes are not told", notes.len() - NOTES + 1);
+    }
+    told
 }
 
 /// Where a file is read.
@@ -144,7 +171,7 @@ impl Reader {
         };
         let length = match found {
             Ok(length) => length,
-            Err(error) => return reply(channel, Err::<u32, _>(error)),
+            Err(error) => return reply(channel, MESSAGE, Err::<u32, _>(error)),
         };
         let told = u32::try_from(length).unwrap_or(u32::MAX);
         let head = frames::encode(&Ok::<_, Error>(told))?;

@@ -26,6 +26,7 @@ use std::time::Instant;
 
 use fuser::{BackgroundSession, Config, MountOption, Session, SessionACL};
 use guest::Tree;
+use rustix::fs::{AtFlags, CWD, FileType, StatxFlags};
 use rustix::mount::UnmountFlags;
 
 use self::server::{Server, Shared};
@@ -98,8 +99,14 @@ impl FuseTree {
     fn end(&mut self) {
         let Some(session) = self.session.take() else { return };
         self.shared.close();
-        detach(&self.at);
+        // The session unmounts the path where its file system still lives, and it lives on below open
+        // files: after a detach that would be a second time, and hit whatever was mounted there
+        // meanwhile. So the session goes first, and what it could not take away because it is in use,
+        // and is still this program's, is detached.
         drop(session);
+        if is_mounted(&self.at) {
+            detach(&self.at);
+        }
         if self.made {
             let _ = fs::remove_dir(&self.at);
         }
@@ -112,11 +119,18 @@ impl Drop for FuseTree {
     }
 }
 
-/// Makes sure that `at` is an empty directory and no link; whether it was made.
+/// Makes sure that `at` is an empty directory, no link, and nothing is mounted there; whether it was
+/// made. What is mounted there may be this program's own: it is not asked for anything, for the answer
+/// could be waited for for ever.
 fn prepare(at: &Path) -> Result<bool, String> {
-    let what = |error| format!("{}: {error}", at.display());
-    match fs::symlink_metadata(at) {
-        Ok(found) if !found.is_dir() => Err(format!("{} is no directory", at.display())),
+    let what = |error: std::io::Error| format!("{}: {error}", at.display());
+    let parent = at.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let parent = about(parent.unwrap_or(Path::new("."))).map_err(what)?;
+    match about(at) {
+        Ok(found) if !found.is_directory => Err(format!("{} is no directory", at.display())),
+        Ok(found) if found.device != parent.device => {
+            Err(format!("something is mounted at {} already", at.display()))
+        }
         Ok(_) if fs::read_dir(at).map_err(what)?.next().is_some() => {
             Err(format!("{} is not empty", at.display()))
         }
@@ -127,6 +141,21 @@ fn prepare(at: &Path) -> Result<bool, String> {
         }
         Err(error) => Err(what(error)),
     }
+}
+
+struct About {
+    is_directory: bool,
+    device: (u32, u32),
+}
+
+/// What the kernel knows of a path, without asking whoever serves it.
+fn about(path: &Path) -> std::io::Result<About> {
+    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT | AtFlags::STATX_DONT_SYNC;
+    let found = rustix::fs::statx(CWD, path, flags, StatxFlags::TYPE)?;
+    Ok(About {
+        is_directory: FileType::from_raw_mode(found.stx_mode.into()).is_dir(),
+        device: (found.stx_dev_major, found.stx_dev_minor),
+    })
 }
 
 /// Takes a mount out of the tree of directories; whoever uses it keeps what is left of it.
@@ -159,6 +188,12 @@ pub fn clear_stale(root: &Path) -> usize {
         }
     }
     cleared
+}
+
+/// Whether this program has something mounted at `at`; where that cannot be told, it has.
+fn is_mounted(at: &Path) -> bool {
+    let known = at.parent().and_then(|parent| parent.canonicalize().ok()).zip(at.file_name());
+    known.is_none_or(|(parent, name)| mounted_below(&parent).contains(&parent.join(name)))
 }
 
 /// Mounts of this program below `root`, in the order in which they were made.

@@ -186,6 +186,28 @@ fn only_empty_directories_are_mounted_on() {
     }
 }
 
+#[test]
+fn what_is_mounted_is_not_mounted_over_and_its_server_is_not_asked() {
+    if no_fuse() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let mount = || {
+        let tree = Arc::new(Fake::new(ordinary())) as Arc<dyn Tree>;
+        FuseTree::mount(&dir.path().join("m"), vec![("v".to_owned(), tree)])
+    };
+    let first = mount().unwrap();
+    assert!(mount().err().unwrap().contains("mounted at"));
+    let open = fs::File::open(dir.path().join("m/v/noise")).unwrap();
+    first.unmount();
+    // The file system lives on below the open file, but not in the way of the next one.
+    let second = mount().unwrap();
+    drop(open);
+    assert!(dir.path().join("m/v/etc").is_dir());
+    second.unmount();
+    assert!(!dir.path().join("m").exists());
+}
+
 /// Mounts in a process of its own until it is killed; run by the test below.
 #[test]
 #[ignore = "is run by another test"]

@@ -18,7 +18,7 @@ use crate::backup::{Backups, Failure, FailureKind};
 use crate::model::{BackupState, Timestamp, random_hex};
 use crate::restore::fuse;
 use crate::worker::{Limits, Program, Worker};
-use mount::{Leases, Made, Mount};
+use mount::{Directory, Leases, Made, Mount, Taken};
 
 /// Random bytes in the id of a mount.
 const RANDOM: usize = 8;
@@ -166,6 +166,8 @@ pub struct Mounts {
     backups: Arc<Backups>,
     settings: MountSettings,
     state: Mutex<State>,
+    /// Directories that show a mount, or are about to, or did so until now.
+    taken: Taken,
 }
 
 /// The place of a mount that is being made.
@@ -192,7 +194,7 @@ impl Mounts {
         if left > 0 {
             tracing::info!(left, "took away directories that an earlier process showed files in");
         }
-        Ok(Self { backups, settings, state: Mutex::default() })
+        Ok(Self { backups, settings, state: Mutex::default(), taken: Taken::default() })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -229,6 +231,7 @@ impl Mounts {
     pub fn mount(&self, wish: &MountWish, actor: &str) -> Result<MountInfo, Failure> {
         let shown = wish.mount_path.as_deref().map(|path| self.directory(path)).transpose()?;
         let beginning = self.begin()?;
+        let shown = shown.map(|at| Directory::take(&self.taken, at)).transpose()?;
         let backup = self.backups.backup(&wish.backup_id)?;
         if backup.state != BackupState::Completed {
             let text = format!("backup {} is {}, no restore point", backup.id, backup.state);
@@ -254,7 +257,8 @@ impl Mounts {
         let MountSettings { program, limits, .. } = &self.settings;
         let worker = Worker::start(program, &images, limits).map_err(|e| {
             let text = format!("backup {} cannot be mounted: {e}", backup.id);
-            Failure::new(FailureKind::Internal, text, "")
+            let next = "verify the backup; the hub's log says more";
+            Failure::new(FailureKind::Internal, text, next)
         })?;
         let made = Made {
             id: id.clone(),
@@ -433,6 +437,11 @@ impl Mounts {
             last_look,
         }
     }
+}
+
+/// Whether a failure of a tree is that the worker of its mount is gone: the mount is of no more use.
+pub fn is_end_of_worker(error: &guest::Error) -> bool {
+    Worker::is_end(error)
 }
 
 fn ending() -> Failure {

@@ -1,5 +1,6 @@
 //! One mount: its worker, its leases, the directory that shows its files, and when it was used.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -7,7 +8,7 @@ use std::time::{Duration, Instant};
 use guest::{Status, Tree};
 
 use super::{MountInfo, MountStatus};
-use crate::backup::{Backups, Failure};
+use crate::backup::{Backups, Failure, FailureKind};
 use crate::model::Timestamp;
 use crate::restore::fuse::FuseTree;
 use crate::worker::Worker;
@@ -32,6 +33,8 @@ pub(super) struct Made {
 struct Held {
     /// Before the worker: what it shows comes from there.
     tree: Option<FuseTree>,
+    /// Given back after what it shows is gone.
+    directory: Option<Directory>,
     /// Given back after the worker is gone.
     leases: Leases,
 }
@@ -54,7 +57,7 @@ impl Mount {
             worker,
             mount_path: None,
             usage: Mutex::new(Use { in_flight: 0, last: Instant::now(), last_at: now }),
-            held: Mutex::new(Some(Held { tree: None, leases })),
+            held: Mutex::new(Some(Held { tree: None, directory: None, leases })),
         }
     }
 
@@ -62,18 +65,18 @@ impl Mount {
     ///
     /// # Errors
     /// A sentence, where FUSE is not there or the directory cannot be used.
-    pub(super) fn show(&mut self, at: PathBuf) -> Result<(), String> {
+    pub(super) fn show(&mut self, at: Directory) -> Result<(), String> {
         let trees = self.worker.volumes().iter().enumerate();
         let trees = trees.filter(|(_, about)| !matches!(about.status, Status::Refused(_)));
         let trees = trees.map(|(number, about)| {
             let tree: Arc<dyn Tree> = self.worker.tree(number);
             (about.name.clone(), tree)
         });
-        let tree = FuseTree::mount(&at, trees.collect())?;
+        let tree = FuseTree::mount(&at.path, trees.collect())?;
+        self.mount_path = Some(at.path.clone());
         if let Some(held) = &mut *self.held() {
-            held.tree = Some(tree);
+            (held.tree, held.directory) = (Some(tree), Some(at));
         }
-        self.mount_path = Some(at);
         Ok(())
     }
 
@@ -160,11 +163,44 @@ impl Mount {
     /// Takes its directory away, ends the worker, and only then lets go of the restore point.
     pub(super) fn end(&self) -> Result<(), Failure> {
         let held = self.held().take();
-        let (tree, leases) = held.map_or((None, None), |held| (held.tree, Some(held.leases)));
         // What waits for the worker is answered with an error first: nobody holds the directory.
         self.worker.end();
+        let Some(Held { tree, directory, leases }) = held else { return Ok(()) };
         drop(tree);
-        leases.map_or(Ok(()), Leases::release)
+        drop(directory);
+        leases.release()
+    }
+}
+
+/// Directories that are in use.
+pub(super) type Taken = Arc<Mutex<BTreeSet<PathBuf>>>;
+
+/// A directory that no other mount uses while this lives. It is given back only when nothing shows
+/// anything there any more: the end of a FUSE session unmounts whatever its path leads to.
+pub(super) struct Directory {
+    path: PathBuf,
+    taken: Taken,
+}
+
+impl Directory {
+    /// Takes the directory `path`.
+    ///
+    /// # Errors
+    /// `Unprocessable` where another mount uses it.
+    pub(super) fn take(taken: &Taken, path: PathBuf) -> Result<Self, Failure> {
+        let is_new = taken.lock().unwrap_or_else(PoisonError::into_inner).insert(path.clone());
+        if !is_new {
+            let text = format!("'{}' shows another mount", path.display());
+            let next = "give another name, or unmount that one first";
+            return Err(Failure::new(FailureKind::Unprocessable, text, next));
+        }
+        Ok(Self { path, taken: Arc::clone(taken) })
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.path);
     }
 }
 
@@ -204,5 +240,22 @@ impl Drop for Leases {
         if let Err(failure) = self.release_all() {
             tracing::warn!(%failure, "a restore point stays leased until the hub starts again");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_is_for_one_mount_at_a_time() {
+        let taken = Taken::default();
+        let first = Directory::take(&taken, "/mnt/a".into()).unwrap();
+        let failure = Directory::take(&taken, "/mnt/a".into()).err().unwrap();
+        assert_eq!(failure.kind, FailureKind::Unprocessable);
+        assert!(failure.message.contains("shows another mount"), "{failure:?}");
+        let _other = Directory::take(&taken, "/mnt/b".into()).unwrap();
+        drop(first);
+        assert!(Directory::take(&taken, "/mnt/a".into()).is_ok());
     }
 }

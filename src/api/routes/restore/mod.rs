@@ -18,7 +18,7 @@ use utoipa_axum::router::OpenApiRouter;
 
 use crate::api::Api;
 use crate::backup::{Failure, FailureKind};
-use crate::restore::Using;
+use crate::restore::{self, Using};
 use path::GuestPath;
 
 pub(super) fn router() -> OpenApiRouter<Api> {
@@ -32,6 +32,12 @@ pub(super) fn router() -> OpenApiRouter<Api> {
 
 /// What a reader says, for clients. What a guest's disk cannot give is no defect of the hub.
 fn failure(error: guest::Error) -> Failure {
+    let next = match error.kind {
+        ErrorKind::Io => {
+            "unmount it and mount the backup again; if that fails too, verify the backup"
+        }
+        _ => "",
+    };
     let kind = match error.kind {
         ErrorKind::NotFound => FailureKind::NotFound,
         ErrorKind::NotADirectory | ErrorKind::NotAFile | ErrorKind::NotALink => {
@@ -40,9 +46,10 @@ fn failure(error: guest::Error) -> Failure {
         ErrorKind::Corrupt | ErrorKind::Unsupported | ErrorKind::Limit => {
             FailureKind::Unprocessable
         }
+        ErrorKind::Io if restore::is_end_of_worker(&error) => FailureKind::Conflict,
         ErrorKind::Io => FailureKind::Internal,
     };
-    Failure::new(kind, error.message, "")
+    Failure::new(kind, error.message, next)
 }
 
 /// Something in a volume of a mount.
@@ -74,4 +81,21 @@ fn find(using: &Using, path: &GuestPath, follow: bool) -> Result<Option<Found>, 
         failure(guest::Error { kind, ..error })
     })?;
     Ok(Some(Found { volume: volume.clone(), tree, node: resolved.node, inside: resolved.path }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_worker_that_ended_is_a_conflict_and_a_disk_that_fails_is_not() {
+        let of = |text: &str| failure(guest::Error::new(ErrorKind::Io, text));
+        let ended = of("the worker ended: it gave no answer in time");
+        assert_eq!(ended.kind, FailureKind::Conflict);
+        let disk = of("disk 0: a cluster cannot be read");
+        assert_eq!(disk.kind, FailureKind::Internal);
+        for failure in [ended, disk] {
+            assert!(failure.details.contains("verify the backup"), "{failure:?}");
+        }
+    }
 }
