@@ -285,7 +285,10 @@ fn pack(
         .iter()
         .map(|top| archive::Part { name: top.name().to_vec(), tree: &*top.tree, node: top.node })
         .collect();
-    let report = archive::write(format, &parts, &archive::Limits::default(), scratch, sink)?;
+    let alive = sink.taken();
+    let limits = archive::Limits::default();
+    let order = archive::Order { parts: &parts, missing: &[], limits, alive: &alive };
+    let report = archive::write(format, &order, scratch, sink)?;
     if !report.is_clean() {
         let lines = report.lines.len();
         tracing::warn!(mount = using.info().id, lines, "an archive is not all there is");

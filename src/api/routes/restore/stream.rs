@@ -94,6 +94,12 @@ impl Sink {
         self.put(Ok(Piece::Data(piece.into())))
     }
 
+    /// Tells whether somebody still takes the body; for work that may send nothing for long.
+    pub(super) fn taken(&self) -> impl Fn() -> bool + use<> {
+        let pieces = self.pieces.clone();
+        move || !pieces.is_closed()
+    }
+
     fn pass_on(&mut self) -> io::Result<()> {
         if self.collected.is_empty() {
             return Ok(());
@@ -208,6 +214,22 @@ mod tests {
         assert_eq!(streams.count(), 1);
         drop(body);
         assert_eq!(told.await, Ok(io::ErrorKind::BrokenPipe));
+    }
+
+    #[tokio::test]
+    async fn work_that_sends_nothing_learns_that_its_client_is_gone() {
+        let streams = Streams::default();
+        let (tell, told) = tokio::sync::oneshot::channel();
+        let body = body(streams.enter().unwrap(), move |sink| {
+            let taken = sink.taken();
+            while taken() {
+                std::thread::yield_now();
+            }
+            let _ = tell.send(());
+            Ok(())
+        });
+        drop(body);
+        assert!(told.await.is_ok());
     }
 
     #[tokio::test]
