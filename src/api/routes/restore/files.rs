@@ -14,7 +14,7 @@ use utoipa_axum::routes;
 
 use super::path::{AskedPath, GuestPath, told};
 use super::waiting::Waiting;
-use super::{Found, download, failure, find};
+use super::{Found, download, failure, find, roots};
 use crate::api::Api;
 use crate::api::auth::Operator;
 use crate::api::error::{ApiResult, Query};
@@ -165,7 +165,7 @@ struct FileList {
     /// What gives the next ones as `cursor`; not of recursive listings.
     #[serde(skip_serializing_if = "Option::is_none")]
     next_cursor: Option<String>,
-    /// Directories below that could not be read; only of recursive listings.
+    /// Volumes and directories below that could not be read; only of recursive listings and searches.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     errors: Vec<TroubleView>,
 }
@@ -232,7 +232,7 @@ async fn list(
             None => {
                 list.files = volumes(&using);
                 if query.recursive {
-                    all_volumes(&mut list, &using, limits, &go_on)?;
+                    all_volumes(&mut list, &using, limits, &go_on);
                 }
             }
         }
@@ -311,29 +311,26 @@ fn below(
     Ok(())
 }
 
-/// Names of volumes that are shown.
-fn shown(using: &Using) -> impl Iterator<Item = &str> {
-    let shown = |volume: &&guest::VolumeAbout| !matches!(volume.status, Status::Refused(_));
-    using.volumes().iter().filter(shown).map(|volume| volume.name.as_str())
-}
-
 /// All that is in the volumes that are shown. They share the bounds.
-fn all_volumes(
-    list: &mut FileList,
-    using: &Using,
-    limits: SearchLimits,
-    go_on: &dyn Fn() -> bool,
-) -> Result<(), Failure> {
+fn all_volumes(list: &mut FileList, using: &Using, limits: SearchLimits, go_on: &dyn Fn() -> bool) {
     let found = limits.found.saturating_sub(list.files.len());
     let mut left = SearchLimits { found, ..limits };
-    for volume in shown(using) {
-        let tree = using.tree(volume)?;
-        let root = tree.root().map_err(failure)?;
-        let matches = everything(&*tree, root, left, go_on);
+    for root in of_volumes(list, using) {
+        let matches = everything(&*root.tree, root.node, left, go_on);
         left = left.after(&matches);
-        take(list, &format!("/{volume}"), matches);
+        take(list, &told(&root.volume, &root.inside), matches);
     }
-    Ok(())
+}
+
+/// The roots of the volumes that are shown. Which cannot be read is told in the list.
+fn of_volumes(list: &mut FileList, using: &Using) -> Vec<Found> {
+    let (roots, damaged) = roots(using);
+    let trouble = |(volume, failure): (String, Failure)| TroubleView {
+        path: format!("/{volume}"),
+        error: failure.message,
+    };
+    list.errors.extend(damaged.into_iter().map(trouble));
+    roots
 }
 
 /// All that is known of a file.
@@ -515,11 +512,8 @@ async fn by_name(
                 look(&mut list, &found);
             }
             None => {
-                for volume in shown(&using) {
-                    let tree = using.tree(volume)?;
-                    let node = tree.root().map_err(failure)?;
-                    let (volume, inside) = (volume.to_owned(), b"/".to_vec());
-                    look(&mut list, &Found { volume, tree, node, inside });
+                for root in of_volumes(&mut list, &using) {
+                    look(&mut list, &root);
                 }
             }
         }
