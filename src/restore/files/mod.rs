@@ -11,6 +11,6 @@ mod search;
 pub(crate) mod tree;
 mod walk;
 
-pub use search::{Found, Matches, Pattern, SearchLimits, everything, search};
+pub use search::{BYTES, Found, Matches, Pattern, SearchLimits, everything, search, weight};
 pub(crate) use walk::proper;
 pub use walk::{DEPTH, Step, Trouble, Walk};

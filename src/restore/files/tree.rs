@@ -1,6 +1,7 @@
 //! A tree in memory that does as it is told, damage included; for tests.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use guest::tree::{Layout, Listed, Listing, Origin, Placed, Resolved};
 use guest::{Attributes, Cursor, Error, ErrorKind, FileType, Node, Result, Time, Tree};
@@ -58,6 +59,10 @@ pub(crate) struct Fake {
     /// From which byte on reading a file fails.
     damaged: HashMap<Node, u64>,
     unlistable: Vec<Node>,
+    /// Layouts come byte by byte.
+    pub(crate) crumbs: bool,
+    /// Parts of layouts that were asked for.
+    pub(crate) layouts: AtomicUsize,
 }
 
 impl Fake {
@@ -207,7 +212,12 @@ impl Tree for Fake {
             Content::Zeroes(_, true) => Origin::Hole,
             _ => Origin::Unknown,
         };
+        self.layouts.fetch_add(1, Ordering::Relaxed);
         let length = self.stat(file)?.size.saturating_sub(from);
+        if self.crumbs {
+            let crumb = Placed { offset: from, length: 1, origin: Origin::Unknown };
+            return Ok(Layout { pieces: vec![crumb], next: Some(from + 1) });
+        }
         let pieces = (length > 0).then_some(Placed { offset: from, length, origin });
         Ok(Layout { pieces: pieces.into_iter().collect(), next: None })
     }

@@ -83,6 +83,12 @@ impl<'t> Walk<'t> {
         self.left
     }
 
+    /// Does not go into what the last step found.
+    pub fn pass_over(&mut self, step: &Step) {
+        // A directory that is to be gone into has a level already.
+        self.levels.truncate(step.depth);
+    }
+
     fn trouble(&self, error: Error) -> Trouble {
         Trouble { path: self.path.clone(), error }
     }
@@ -217,6 +223,20 @@ mod tests {
         let b = tree.find("a/b");
         tree.fail_list(b);
         assert!(paths(Walk::new(&tree, Node(0), 10, DEPTH)).iter().any(|t| t.starts_with("a/b: ")));
+    }
+
+    #[test]
+    fn what_is_passed_over_is_not_gone_into() {
+        let tree = Fake::new(vec![dir("a", vec![file("x", b"")]), dir("b", vec![file("y", b"")])]);
+        let mut walk = Walk::new(&tree, Node(0), 10, DEPTH);
+        let mut found = Vec::new();
+        while let Some(Ok(step)) = walk.next() {
+            if step.path == b"a" {
+                walk.pass_over(&step);
+            }
+            found.push(super::super::names::shown(&step.path));
+        }
+        assert_eq!(found, ["a", "b", "b/y"]);
     }
 
     #[test]

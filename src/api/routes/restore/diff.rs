@@ -1,7 +1,6 @@
 //! What differs between two restore points: ranges of a disk, and files.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use axum::Json;
 use axum::extract::State;
@@ -10,6 +9,7 @@ use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use super::waiting::Waiting;
 use crate::api::Api;
 use crate::api::auth::{Operator, Viewer};
 use crate::api::error::{ApiResult, Query};
@@ -140,15 +140,6 @@ struct FilesDiffView {
     notes: Vec<String>,
 }
 
-/// Says that nobody waits any more, once it is dropped.
-struct Waiting(Arc<AtomicBool>);
-
-impl Drop for Waiting {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
-
 /// Tells which files differ between two restore points of a VM. What lies in clusters that have the same
 /// checksums is not read. Takes two mounts while it lasts, and ends with its client.
 #[utoipa::path(get, path = "/restore/diff/files", tag = "restore", params(FilesQuery),
@@ -160,12 +151,10 @@ async fn files(
 ) -> ApiResult<Json<FilesDiffView>> {
     let most = query.limit.unwrap_or(FILES).min(FILES);
     let mounts = Arc::clone(&api.mounts);
-    let gone = Arc::new(AtomicBool::new(false));
-    let _waiting = Waiting(Arc::clone(&gone));
+    let (_waiting, go_on) = Waiting::new();
     let (from, to) = (query.from.clone(), query.to.clone());
     let found = api
         .blocking(move |backups| {
-            let go_on = || !gone.load(Ordering::Relaxed);
             file_changes((backups, &mounts), (&from, &to), most, &caller.name, &go_on)
         })
         .await?;

@@ -12,7 +12,7 @@ use axum::extract::{Path, State};
 use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use guest::tree::READ;
-use guest::{Attributes, FileType, Status};
+use guest::{Attributes, FileType};
 use serde::Deserialize;
 use utoipa::IntoParams;
 use utoipa_axum::router::OpenApiRouter;
@@ -21,7 +21,7 @@ use utoipa_axum::routes;
 use super::path::{AskedPath, told};
 use super::range::{Part, attachment, entity_tag, part};
 use super::stream::{Sink, body};
-use super::{Found, failure, find};
+use super::{Found, failure, find, roots};
 use crate::api::Api;
 use crate::api::auth::Operator;
 use crate::api::error::{ApiResult, Query, invalid};
@@ -33,6 +33,9 @@ use crate::restore::files::archive::{self, Format};
 const PIECE: u64 = READ as u64;
 /// What browsers must not guess.
 const BINARY: &str = "application/octet-stream";
+
+/// Volumes that are not in an archive, and why.
+type Missing = Vec<(String, String)>;
 
 pub(super) fn router() -> OpenApiRouter<Api> {
     OpenApiRouter::new().routes(routes!(download)).routes(routes!(download_directory))
@@ -246,13 +249,13 @@ async fn download_directory(
     let mounts = Arc::clone(&api.mounts);
     let found = api.blocking(move |_| {
         let using = mounts.using(&id)?;
-        let found = match find(&using, &path, true)? {
-            Some(found) => vec![top(found)?],
+        let (found, missing) = match find(&using, &path, true)? {
+            Some(found) => (vec![top(found)?], Missing::new()),
             None => volumes(&using)?,
         };
-        Ok((using, found))
+        Ok((using, found, missing))
     });
-    let (using, tops) = found.await?;
+    let (using, tops, missing) = found.await?;
     let name = match tops.as_slice() {
         [only] => only.name().to_vec(),
         _ => using.info().vm_name.clone().into_bytes(),
@@ -269,14 +272,15 @@ async fn download_directory(
         let path = tops.first().map(|top| told(&top.volume, &top.inside)).unwrap_or_default();
         tracing::info!(actor = caller.name, mount = using.info().id, path, "download as archive");
         let scratch = api.restores.scratch().to_owned();
-        *answer.body_mut() = body(room, move |sink| pack(&using, &tops, format, &scratch, sink));
+        *answer.body_mut() =
+            body(room, move |sink| pack(&using, (&tops, &missing), format, &scratch, sink));
     }
     Ok(answer)
 }
 
 fn pack(
     using: &Using,
-    tops: &[Found],
+    (tops, missing): (&[Found], &[(String, String)]),
     format: Format,
     scratch: &HostPath,
     sink: &mut Sink,
@@ -285,7 +289,10 @@ fn pack(
         .iter()
         .map(|top| archive::Part { name: top.name().to_vec(), tree: &*top.tree, node: top.node })
         .collect();
-    let report = archive::write(format, &parts, &archive::Limits::default(), scratch, sink)?;
+    let alive = sink.taken();
+    let limits = archive::Limits::default();
+    let order = archive::Order { parts: &parts, missing, limits, alive: &alive };
+    let report = archive::write(format, &order, scratch, sink)?;
     if !report.is_clean() {
         let lines = report.lines.len();
         tracing::warn!(mount = using.info().id, lines, "an archive is not all there is");
@@ -303,20 +310,15 @@ fn top(found: Found) -> Result<Found, Failure> {
     Ok(found)
 }
 
-/// The roots of all volumes that are shown.
-fn volumes(using: &Using) -> Result<Vec<Found>, Failure> {
-    let mut tops = Vec::new();
-    for volume in using.volumes() {
-        if matches!(volume.status, Status::Refused(_)) {
-            continue;
-        }
-        let tree = using.tree(&volume.name)?;
-        let node = tree.root().map_err(failure)?;
-        tops.push(Found { volume: volume.name.clone(), tree, node, inside: b"/".to_vec() });
-    }
+/// The roots of all volumes that are shown, and what cannot be read.
+fn volumes(using: &Using) -> Result<(Vec<Found>, Missing), Failure> {
+    let (tops, damaged) = roots(using);
     if tops.is_empty() {
-        let text = "no volume of this mount can be shown";
-        return Err(Failure::new(FailureKind::Unprocessable, text, "`volumes` says why"));
+        let none = || {
+            let text = "no volume of this mount can be shown";
+            Failure::new(FailureKind::Unprocessable, text, "`volumes` says why")
+        };
+        return Err(damaged.into_iter().next().map_or_else(none, |(_, failure)| failure));
     }
-    Ok(tops)
+    Ok((tops, damaged.into_iter().map(|(volume, failure)| (volume, failure.message)).collect()))
 }

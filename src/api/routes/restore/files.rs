@@ -1,6 +1,7 @@
 //! Files of a mount: listings, what is known of one, names that match.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use axum::Json;
 use axum::extract::{Path, State};
@@ -12,19 +13,24 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::path::{AskedPath, GuestPath, told};
-use super::{Found, download, failure, find};
+use super::waiting::Waiting;
+use super::{Found, download, failure, find, roots};
 use crate::api::Api;
 use crate::api::auth::Operator;
 use crate::api::error::{ApiResult, Query};
 use crate::backup::{Failure, FailureKind};
 use crate::model::Timestamp;
 use crate::restore::Using;
-use crate::restore::files::{Matches, Pattern, SearchLimits, everything, names, search};
+use crate::restore::files::{
+    BYTES, Matches, Pattern, SearchLimits, everything, names, search, weight,
+};
 
 /// Names of a listing that are told unless the caller says how many.
 const NAMES: usize = 1000;
 /// Names of an answer at most.
 const MOST: usize = 10_000;
+/// Time after which an answer is what was found so far.
+const TIME: Duration = Duration::from_secs(60);
 
 pub(super) fn router() -> OpenApiRouter<Api> {
     OpenApiRouter::new().routes(routes!(list)).routes(routes!(file_info)).routes(routes!(by_name))
@@ -159,7 +165,7 @@ struct FileList {
     /// What gives the next ones as `cursor`; not of recursive listings.
     #[serde(skip_serializing_if = "Option::is_none")]
     next_cursor: Option<String>,
-    /// Directories below that could not be read; only of recursive listings.
+    /// Volumes and directories below that could not be read; only of recursive listings and searches.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     errors: Vec<TroubleView>,
 }
@@ -182,11 +188,18 @@ impl ListQuery {
     }
 }
 
+/// Work that ends with its client, and after [`TIME`].
+fn for_a_while(waits: impl Fn() -> bool) -> impl Fn() -> bool {
+    let begin = Instant::now();
+    move || waits() && begin.elapsed() < TIME
+}
+
 /// Lists a directory, in the order of the file system. `/` has the volumes in it.
 #[utoipa::path(get, path = "/restore/{id}/files", tag = "restore",
     params(("id" = String, Path), ListQuery,
         ("path" = Option<String>, Query, description = "the directory; `/` where it is left out")),
     responses((status = 200, body = FileList),
+        (status = 409, description = "too many searches and recursive listings at a time"),
         (status = 422, description = "the volume is not shown, or damaged")))]
 async fn list(
     _operator: Operator,
@@ -196,8 +209,13 @@ async fn list(
     Query(query): Query<ListQuery>,
 ) -> ApiResult<Json<FileList>> {
     let path = asked.0.unwrap_or_else(GuestPath::root);
+    let room = query.recursive.then(|| api.streams.enter_walk()).transpose()?;
+    let (_waiting, waits) = Waiting::new();
     let mounts = Arc::clone(&api.mounts);
     let listed = api.blocking(move |_| {
+        let _room = room;
+        let go_on = for_a_while(waits);
+        let limits = SearchLimits { found: query.limit(), ..SearchLimits::LISTING };
         let using = mounts.using(&id)?;
         let mut list = FileList {
             mount_id: id,
@@ -209,12 +227,12 @@ async fn list(
             errors: Vec::new(),
         };
         match find(&using, &path, true)? {
-            Some(found) if query.recursive => below(&mut list, &found, query.limit())?,
-            Some(found) => page(&mut list, &found, &query)?,
+            Some(found) if query.recursive => below(&mut list, &found, limits, &go_on)?,
+            Some(found) => page(&mut list, &found, &query, &go_on)?,
             None => {
                 list.files = volumes(&using);
                 if query.recursive {
-                    all_volumes(&mut list, &using, query.limit())?;
+                    all_volumes(&mut list, &using, limits, &go_on);
                 }
             }
         }
@@ -225,17 +243,29 @@ async fn list(
 }
 
 /// A part of a directory.
-fn page(list: &mut FileList, found: &Found, query: &ListQuery) -> Result<(), Failure> {
+fn page(
+    list: &mut FileList,
+    found: &Found,
+    query: &ListQuery,
+    go_on: &dyn Fn() -> bool,
+) -> Result<(), Failure> {
     list.path = told(&found.volume, &found.inside);
     let mut next = Some(Cursor(query.cursor.unwrap_or_default()));
     let limit = query.limit();
-    while let Some(cursor) = next.filter(|_| list.files.len() < limit) {
-        let wanted = (limit - list.files.len()).min(LISTING);
+    let mut bytes = BYTES;
+    // Every name has the whole path with it. There is one name at least, so that callers get on.
+    while let Some(cursor) = next.filter(|_| {
+        list.files.is_empty() || (list.files.len() < limit && bytes > list.path.len() && go_on())
+    }) {
+        let fitting = (bytes / (list.path.len() + 1)).max(1);
+        let wanted = (limit - list.files.len()).min(fitting).min(LISTING);
         let listing = found.tree.list(found.node, cursor, wanted).map_err(failure)?;
         if listing.entries.is_empty() && listing.next.is_some() {
             let text = format!("the listing of '{}' goes on without names", list.path);
             return Err(Failure::new(FailureKind::Unprocessable, text, ""));
         }
+        let weights = listing.entries.iter().map(|entry| list.path.len() + weight(entry));
+        bytes = bytes.saturating_sub(weights.sum());
         list.files.extend(listing.entries.iter().map(|entry| FileView::listed(&list.path, entry)));
         next = listing.next;
     }
@@ -264,38 +294,43 @@ fn take(list: &mut FileList, directory: &str, matches: Matches) {
 }
 
 /// All that is below a directory.
-fn below(list: &mut FileList, found: &Found, limit: usize) -> Result<(), Failure> {
+fn below(
+    list: &mut FileList,
+    found: &Found,
+    limits: SearchLimits,
+    go_on: &dyn Fn() -> bool,
+) -> Result<(), Failure> {
     let attributes = found.tree.stat(found.node).map_err(failure)?;
     list.path = told(&found.volume, &found.inside);
     if attributes.file_type != FileType::Directory {
         let text = format!("'{}' is no directory", list.path);
         return Err(Failure::new(FailureKind::Invalid, text, ""));
     }
-    let limits = SearchLimits { found: limit, ..SearchLimits::LISTING };
     let directory = list.path.clone();
-    take(list, &directory, everything(&*found.tree, found.node, limits));
+    take(list, &directory, everything(&*found.tree, found.node, limits, go_on));
     Ok(())
 }
 
-/// Names of volumes that are shown.
-fn shown(using: &Using) -> impl Iterator<Item = &str> {
-    let shown = |volume: &&guest::VolumeAbout| !matches!(volume.status, Status::Refused(_));
-    using.volumes().iter().filter(shown).map(|volume| volume.name.as_str())
-}
-
-/// All that is in the volumes that are shown.
-fn all_volumes(list: &mut FileList, using: &Using, limit: usize) -> Result<(), Failure> {
-    for volume in shown(using) {
-        let Some(left) = limit.checked_sub(list.files.len()).filter(|left| *left > 0) else {
-            list.more = true;
-            break;
-        };
-        let tree = using.tree(volume)?;
-        let root = tree.root().map_err(failure)?;
-        let limits = SearchLimits { found: left, ..SearchLimits::LISTING };
-        take(list, &format!("/{volume}"), everything(&*tree, root, limits));
+/// All that is in the volumes that are shown. They share the bounds.
+fn all_volumes(list: &mut FileList, using: &Using, limits: SearchLimits, go_on: &dyn Fn() -> bool) {
+    let found = limits.found.saturating_sub(list.files.len());
+    let mut left = SearchLimits { found, ..limits };
+    for root in of_volumes(list, using) {
+        let matches = everything(&*root.tree, root.node, left, go_on);
+        left = left.after(&matches);
+        take(list, &told(&root.volume, &root.inside), matches);
     }
-    Ok(())
+}
+
+/// The roots of the volumes that are shown. Which cannot be read is told in the list.
+fn of_volumes(list: &mut FileList, using: &Using) -> Vec<Found> {
+    let (roots, damaged) = roots(using);
+    let trouble = |(volume, failure): (String, Failure)| TroubleView {
+        path: format!("/{volume}"),
+        error: failure.message,
+    };
+    list.errors.extend(damaged.into_iter().map(trouble));
+    roots
 }
 
 /// All that is known of a file.
@@ -435,7 +470,8 @@ struct NameQuery {
 #[utoipa::path(get, path = "/restore/{id}/search", tag = "restore",
     params(("id" = String, Path), NameQuery,
         ("path" = Option<String>, Query, description = "the directory; all volumes where it is left out")),
-    responses((status = 200, body = FileList)))]
+    responses((status = 200, body = FileList),
+        (status = 409, description = "too many searches and recursive listings at a time")))]
 async fn by_name(
     _operator: Operator,
     State(api): State<Api>,
@@ -445,8 +481,12 @@ async fn by_name(
 ) -> ApiResult<Json<FileList>> {
     let path = asked.0.unwrap_or_else(GuestPath::root);
     let limit = query.limit.unwrap_or(NAMES).clamp(1, MOST);
+    let room = api.streams.enter_walk()?;
+    let (_waiting, waits) = Waiting::new();
     let mounts = Arc::clone(&api.mounts);
     let found = api.blocking(move |_| {
+        let _room = room;
+        let go_on = for_a_while(waits);
         let pattern = Pattern::new(&query.name)
             .map_err(|error| Failure::new(FailureKind::Invalid, error.message, ""))?;
         let using = mounts.using(&id)?;
@@ -459,10 +499,11 @@ async fn by_name(
             next_cursor: None,
             errors: Vec::new(),
         };
-        let look = |list: &mut FileList, found: &Found| {
-            let left = limit.saturating_sub(list.files.len());
-            let limits = SearchLimits { found: left, ..SearchLimits::default() };
-            let matches = search(&*found.tree, found.node, &pattern, limits);
+        // What is left for the volumes that follow.
+        let mut left = SearchLimits { found: limit, ..SearchLimits::default() };
+        let mut look = |list: &mut FileList, found: &Found| {
+            let matches = search(&*found.tree, found.node, &pattern, left, &go_on);
+            left = left.after(&matches);
             take(list, &told(&found.volume, &found.inside), matches);
         };
         match find(&using, &path, true)? {
@@ -471,11 +512,8 @@ async fn by_name(
                 look(&mut list, &found);
             }
             None => {
-                for volume in shown(&using) {
-                    let tree = using.tree(volume)?;
-                    let node = tree.root().map_err(failure)?;
-                    let (volume, inside) = (volume.to_owned(), b"/".to_vec());
-                    look(&mut list, &Found { volume, tree, node, inside });
+                for root in of_volumes(&mut list, &using) {
+                    look(&mut list, &root);
                 }
             }
         }

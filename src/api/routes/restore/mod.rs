@@ -8,12 +8,13 @@ mod mounts;
 mod path;
 mod range;
 mod stream;
+mod waiting;
 
 pub(in crate::api) use stream::Streams;
 
 use std::sync::Arc;
 
-use guest::{ErrorKind, Node, Tree};
+use guest::{ErrorKind, Node, Status, Tree};
 use utoipa_axum::router::OpenApiRouter;
 
 use crate::api::Api;
@@ -67,6 +68,26 @@ impl Found {
         let last = self.inside.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
         if last.is_empty() { self.volume.as_bytes() } else { last }
     }
+}
+
+/// The roots of the volumes that are shown; and the volumes whose roots cannot be read, and why. One that
+/// is damaged hides no other.
+fn roots(using: &Using) -> (Vec<Found>, Vec<(String, Failure)>) {
+    let (mut roots, mut damaged) = (Vec::new(), Vec::new());
+    for about in using.volumes() {
+        if matches!(about.status, Status::Refused(_)) {
+            continue;
+        }
+        let volume = about.name.clone();
+        let root = |tree: Arc<dyn Tree>| Ok((tree.root().map_err(failure)?, tree));
+        match using.tree(&volume).and_then(root) {
+            Ok((node, tree)) => {
+                roots.push(Found { volume, tree, node, inside: b"/".to_vec() });
+            }
+            Err(failure) => damaged.push((volume, failure)),
+        }
+    }
+    (roots, damaged)
 }
 
 /// Finds what a path stands for; nothing for `/`. Links are followed inside the volume, the last one

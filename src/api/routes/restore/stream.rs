@@ -16,6 +16,8 @@ use crate::backup::{Failure, FailureKind};
 
 /// Bodies at a time. Each has a thread.
 pub(super) const STREAMS: usize = 64;
+/// Searches and recursive listings at a time. Each has a thread, and keeps what it found.
+pub(super) const WALKS: usize = 16;
 /// Pieces that wait to be sent.
 const WAITING: usize = 2;
 /// Bytes that are collected into a piece, of what comes in small writes.
@@ -23,28 +25,40 @@ const PIECE: usize = 256 << 10;
 /// Time in which a client must take something.
 const STALLED: Duration = Duration::from_secs(15 * 60);
 
-/// The bodies that are being made.
+/// The bodies that are being made, and other work that takes a thread for long.
 #[derive(Clone)]
-pub(in crate::api) struct Streams(Arc<Semaphore>);
+pub(in crate::api) struct Streams {
+    bodies: Arc<Semaphore>,
+    walks: Arc<Semaphore>,
+}
 
 impl Default for Streams {
     fn default() -> Self {
-        Self(Arc::new(Semaphore::new(STREAMS)))
+        Self { bodies: Arc::new(Semaphore::new(STREAMS)), walks: Arc::new(Semaphore::new(WALKS)) }
     }
+}
+
+fn room(of: &Arc<Semaphore>, most: usize, what: &str) -> Result<OwnedSemaphorePermit, ApiError> {
+    Arc::clone(of).try_acquire_owned().map_err(|_| {
+        let text = format!("{most} {what} run already, the maximum");
+        ApiError(Failure::new(FailureKind::Conflict, text, "try again when one has ended"))
+    })
 }
 
 impl Streams {
     /// How many there are.
     pub(super) fn count(&self) -> usize {
-        STREAMS.saturating_sub(self.0.available_permits())
+        STREAMS.saturating_sub(self.bodies.available_permits())
     }
 
     /// Room for one more; it is held as long as the body is made.
     pub(super) fn enter(&self) -> Result<OwnedSemaphorePermit, ApiError> {
-        Arc::clone(&self.0).try_acquire_owned().map_err(|_| {
-            let text = format!("{STREAMS} downloads run already, the maximum");
-            ApiError(Failure::new(FailureKind::Conflict, text, "try again when one has ended"))
-        })
+        room(&self.bodies, STREAMS, "downloads")
+    }
+
+    /// Room for one more search or recursive listing; its thread holds it until it ends.
+    pub(super) fn enter_walk(&self) -> Result<OwnedSemaphorePermit, ApiError> {
+        room(&self.walks, WALKS, "searches and recursive listings")
     }
 }
 
@@ -78,6 +92,12 @@ impl Sink {
     /// When nobody takes it.
     pub(super) fn send(&self, piece: Vec<u8>) -> io::Result<()> {
         self.put(Ok(Piece::Data(piece.into())))
+    }
+
+    /// Tells whether somebody still takes the body; for work that may send nothing for long.
+    pub(super) fn taken(&self) -> impl Fn() -> bool + use<> {
+        let pieces = self.pieces.clone();
+        move || !pieces.is_closed()
     }
 
     fn pass_on(&mut self) -> io::Result<()> {
@@ -197,11 +217,31 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn work_that_sends_nothing_learns_that_its_client_is_gone() {
+        let streams = Streams::default();
+        let (tell, told) = tokio::sync::oneshot::channel();
+        let body = body(streams.enter().unwrap(), move |sink| {
+            let taken = sink.taken();
+            while taken() {
+                std::thread::yield_now();
+            }
+            let _ = tell.send(());
+            Ok(())
+        });
+        drop(body);
+        assert!(told.await.is_ok());
+    }
+
+    #[tokio::test]
     async fn there_are_no_more_bodies_at_a_time_than_threads_for_them() {
         let streams = Streams::default();
         let held: Vec<_> = (0..STREAMS).map(|_| streams.enter().unwrap()).collect();
         assert!(streams.enter().is_err());
         drop(held);
         assert!(streams.enter().is_ok());
+        let held: Vec<_> = (0..WALKS).map(|_| streams.enter_walk().unwrap()).collect();
+        assert!(streams.enter_walk().is_err() && streams.enter().is_ok());
+        drop(held);
+        assert!(streams.enter_walk().is_ok());
     }
 }

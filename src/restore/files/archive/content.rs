@@ -8,6 +8,8 @@ use guest::{Error, Node, Tree};
 
 /// Smaller holes are read with what is around them; smaller files are read without asking for holes.
 const HOLE: u64 = 1 << 20;
+/// Most parts of a layout that are asked for; what lies behind is read.
+const LAYOUTS: u32 = 4096;
 
 /// A piece of a file.
 pub(super) enum Piece {
@@ -26,12 +28,22 @@ pub(super) struct Content<'t> {
     pieces: vec::IntoIter<Placed>,
     /// Where the layout goes on.
     ahead: Option<u64>,
+    /// Parts of the layout that may still be asked for.
+    layouts: u32,
+    /// Whether somebody still takes it.
+    alive: &'t dyn Fn() -> bool,
 }
 
 impl<'t> Content<'t> {
-    pub(super) fn new(tree: &'t dyn Tree, file: Node, size: u64) -> Self {
+    pub(super) fn new(
+        tree: &'t dyn Tree,
+        file: Node,
+        size: u64,
+        alive: &'t dyn Fn() -> bool,
+    ) -> Self {
         let ahead = (size >= 2 * HOLE).then_some(0);
-        Self { tree, file, size, at: 0, hole: None, pieces: Vec::new().into_iter(), ahead }
+        let pieces = Vec::new().into_iter();
+        Self { tree, file, size, at: 0, hole: None, pieces, ahead, layouts: LAYOUTS, alive }
     }
 
     /// Bytes told so far.
@@ -80,6 +92,10 @@ impl<'t> Content<'t> {
                 }
             }
             let from = self.ahead.take().filter(|from| *from < self.size)?;
+            if !(self.alive)() {
+                return None;
+            }
+            self.layouts = self.layouts.checked_sub(1)?;
             let layout = self.tree.layout(self.file, from).ok()?;
             self.ahead = layout.next.filter(|next| *next > from);
             self.pieces = layout.pieces.into_iter();

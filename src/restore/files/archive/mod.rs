@@ -6,12 +6,16 @@
 //!   relative, without `..`; links that lead out are not in it; modes are masked to 0777; devices, pipes
 //!   and sockets are not in it.
 //! * Memory does not grow with the number of entries or their size, and nothing is made ahead of what
-//!   `out` takes.
+//!   `out` takes. Of directories with very many names only so many names and links are kept in memory.
+//! * A link never stands where a directory or file of the archive goes, on systems that do not tell case
+//!   apart either; see [`levels`].
+//! * It ends soon when nobody takes it any more, whatever the trees hold.
 //! * What is missing or changed has a line in `RESTORE-ERRORS.txt`, the last entry.
 //! * Only [`write()`] returning `Ok` makes an archive whole: an error or a panic leaves it without its end.
 
 mod content;
 mod deflate;
+mod levels;
 mod report;
 mod safe;
 mod tar;
@@ -26,6 +30,7 @@ use guest::tree::READ;
 use guest::{Attributes, Error, FileType, Node, Time, Tree};
 
 use self::content::{Content, Piece};
+use self::levels::{Level, Levels, Link, Place};
 pub use self::report::Report;
 use super::names;
 use super::walk::{DEPTH, Step, Walk};
@@ -69,6 +74,18 @@ pub struct Part<'t> {
     pub node: Node,
 }
 
+/// What an archive is made of.
+pub struct Order<'o> {
+    /// What goes into it.
+    pub parts: &'o [Part<'o>],
+    /// What should be in it and cannot be: its name, and why.
+    pub missing: &'o [(String, String)],
+    /// Its bounds.
+    pub limits: Limits,
+    /// Whether somebody still takes it; asked at every step.
+    pub alive: &'o dyn Fn() -> bool,
+}
+
 /// What an entry says of itself.
 struct Meta<'a> {
     path: &'a [u8],
@@ -96,6 +113,10 @@ impl<'a> Meta<'a> {
 /// A form of archive. A file is `begin`, what it holds, `end`; what is less than its size then is made
 /// good as the form needs it.
 trait Container {
+    /// Whether an entry more and the report fit in.
+    fn has_room(&self) -> bool {
+        true
+    }
     fn directory(&mut self, meta: &Meta<'_>) -> io::Result<()>;
     fn link(&mut self, meta: &Meta<'_>, target: &[u8]) -> io::Result<()>;
     fn begin(&mut self, meta: &Meta<'_>) -> io::Result<()>;
@@ -105,42 +126,41 @@ trait Container {
     fn finish(&mut self) -> io::Result<()>;
 }
 
-/// Writes an archive of `parts`. `scratch` is a directory on a disk for a file without a name, which a
+/// Writes an archive. `scratch` is a directory on a disk for a file without a name, which a
 /// ZIP's list of entries needs until its end (about 120 bytes and the path for each).
 ///
 /// # Errors
-/// Where `out` or the scratch file fails; the archive is then incomplete and does not look complete.
+/// Where `out` or the scratch file fails, or nobody takes it any more (`BrokenPipe`); the archive is then incomplete and does not look complete.
 /// What cannot be read is in the report instead.
 pub fn write(
     format: Format,
-    parts: &[Part<'_>],
-    limits: &Limits,
+    order: &Order<'_>,
     scratch: &Path,
     out: &mut dyn Write,
 ) -> io::Result<Report> {
     match format {
-        Format::TarGz => fill(&mut tar::Tar::new(out)?, format, parts, limits),
-        Format::Zip => fill(&mut zip::Zip::new(out, scratch)?, format, parts, limits),
+        Format::TarGz => fill(&mut tar::Tar::new(out)?, format, order),
+        Format::Zip => fill(&mut zip::Zip::new(out, scratch)?, format, order),
     }
 }
 
-fn fill(
-    container: &mut dyn Container,
-    format: Format,
-    parts: &[Part<'_>],
-    limits: &Limits,
-) -> io::Result<Report> {
+fn fill(container: &mut dyn Container, format: Format, order: &Order<'_>) -> io::Result<Report> {
     let mut making = Making {
         container,
         format,
-        limits: *limits,
+        limits: order.limits,
+        alive: order.alive,
         report: Report::default(),
         buffer: vec![0; READ],
-        left: limits.entries,
-        dirs: Vec::new(),
+        left: order.limits.entries,
+        levels: Levels::new(),
+        full: false,
     };
+    for (name, why) in order.missing {
+        making.report.add("UNREADABLE", name.as_bytes(), why);
+    }
     let mut tops: Vec<Vec<u8>> = Vec::new();
-    for part in parts {
+    for part in order.parts {
         let top = top_name(&part.name, &tops);
         making.part(part, &top)?;
         tops.push(top);
@@ -166,15 +186,38 @@ struct Making<'c> {
     container: &'c mut dyn Container,
     format: Format,
     limits: Limits,
+    alive: &'c dyn Fn() -> bool,
     report: Report,
     buffer: Vec<u8>,
     left: u64,
-    /// Paths in the archive of the directories that the walk is in, the top first.
-    dirs: Vec<Vec<u8>>,
+    /// The directories that the walk is in.
+    levels: Levels,
+    /// No further entry fits in.
+    full: bool,
 }
 
 impl Making<'_> {
+    /// Ends it where nobody takes it.
+    fn check(&self) -> io::Result<()> {
+        let gone = || io::Error::new(io::ErrorKind::BrokenPipe, "nobody takes the archive");
+        (self.alive)().then_some(()).ok_or_else(gone)
+    }
+
+    /// Whether one more entry fits in; the first that does not has a line.
+    fn fits(&mut self, shown: &[u8]) -> bool {
+        if !self.full && !self.container.has_room() {
+            self.full = true;
+            let why = "the list of entries is as long as it may be; nothing more is in the archive";
+            self.report.add("CUT", shown, why);
+        }
+        !self.full
+    }
+
     fn part(&mut self, part: &Part<'_>, top: &[u8]) -> io::Result<()> {
+        self.check()?;
+        if !self.fits(top) {
+            return Ok(());
+        }
         let attributes = match part.tree.stat(part.node) {
             Ok(attributes) => attributes,
             Err(error) => {
@@ -187,11 +230,16 @@ impl Making<'_> {
         }
         self.container.directory(&Meta::new(top, &attributes))?;
         self.report.entries += 1;
-        self.dirs = vec![top.to_vec()];
+        self.levels.enter(top.to_vec(), top.to_vec(), Place::Own);
         let mut walk = Walk::new(part.tree, part.node, self.left, self.limits.depth);
-        while let Some(step) = walk.next() {
+        while let Some(step) = walk.next().filter(|_| !self.full) {
+            self.check()?;
             match step {
-                Ok(step) => self.step(part.tree, top, &step)?,
+                Ok(step) => {
+                    if !self.step(part.tree, top, &step)? {
+                        walk.pass_over(&step);
+                    }
+                }
                 Err(trouble) => {
                     let word = if walk.was_cut() { "CUT" } else { "INCOMPLETE" };
                     let path = join(top, &trouble.path);
@@ -200,38 +248,97 @@ impl Making<'_> {
             }
         }
         self.left = walk.left();
+        self.leave(part.tree, 0)
+    }
+
+    /// Leaves directories until so many are left. Their links are written then.
+    fn leave(&mut self, tree: &dyn Tree, depth: usize) -> io::Result<()> {
+        while self.levels.depth() > depth {
+            let Some(mut level) = self.levels.leave() else { break };
+            let depth = self.levels.depth() + 1;
+            for link in std::mem::take(&mut level.links) {
+                self.check()?;
+                self.link(tree, &mut level, &link, depth)?;
+            }
+        }
         Ok(())
     }
 
-    fn step(&mut self, tree: &dyn Tree, top: &[u8], step: &Step) -> io::Result<()> {
+    fn link(
+        &mut self,
+        tree: &dyn Tree,
+        level: &mut Level,
+        link: &Link,
+        depth: usize,
+    ) -> io::Result<()> {
+        let shown = join(&level.shown, &link.name);
+        if !self.fits(&shown) {
+            return Ok(());
+        }
+        if let Some(why) = level.refuses(link.written()) {
+            self.report.add("SKIPPED", &shown, why);
+            return Ok(());
+        }
+        self.renamed(&shown, link.safe.as_deref());
+        let path = join(&level.path, link.written());
+        self.entry(tree, link.node, &link.attributes, &path, &shown, depth)
+    }
+
+    fn renamed(&mut self, shown: &[u8], safe: Option<&[u8]>) {
+        if let Some(name) = safe {
+            self.report.add("RENAMED", shown, &names::line(name));
+        }
+    }
+
+    /// Writes what the walk found. Gives whether the walk is to go into it.
+    fn step(&mut self, tree: &dyn Tree, top: &[u8], step: &Step) -> io::Result<bool> {
+        self.leave(tree, step.depth)?;
         let shown = join(top, &step.path);
+        if !self.fits(&shown) {
+            return Ok(false);
+        }
         let attributes = match &step.listed.attributes {
             Ok(attributes) => attributes,
             Err(error) => {
                 self.report.add("UNREADABLE", &shown, &error.message);
-                return Ok(());
+                return Ok(false);
             }
         };
-        self.dirs.truncate(step.depth);
         let name = match self.format {
             Format::TarGz => None,
             Format::Zip => match safe_name(tree, step) {
                 Ok(name) => name,
                 Err(error) => {
                     self.report.add("UNREADABLE", &shown, &error.message);
-                    return Ok(());
+                    return Ok(false);
                 }
             },
         };
-        let above = self.dirs.last().map_or(top, Vec::as_slice);
-        let path = join(above, name.as_deref().unwrap_or(&step.listed.name));
-        if let Some(name) = name {
-            self.report.add("RENAMED", &shown, &names::line(&name));
+        let node = step.listed.node;
+        if attributes.file_type == FileType::Symlink {
+            let attributes = attributes.clone();
+            let link = Link { node, name: step.listed.name.clone(), safe: name, attributes };
+            if !self.levels.wait(link) {
+                self.report.add("SKIPPED", &shown, "a link among too many links");
+            }
+            return Ok(false);
         }
+        let written = name.as_deref().unwrap_or(&step.listed.name);
+        let mut place = Place::Own;
+        if matches!(attributes.file_type, FileType::Directory | FileType::File) {
+            place = self.levels.take(written);
+            if place == Place::Taken {
+                self.report.add("SKIPPED", &shown, "a name that the directory has twice");
+                return Ok(false);
+            }
+        }
+        let path = join(self.levels.path(), written);
+        self.renamed(&shown, name.as_deref());
         if attributes.file_type == FileType::Directory {
-            self.dirs.push(path.clone());
+            self.levels.enter(path.clone(), shown.clone(), place);
         }
-        self.entry(tree, step.listed.node, attributes, &path, &shown, step.depth)
+        self.entry(tree, node, attributes, &path, &shown, step.depth)?;
+        Ok(true)
     }
 
     /// Writes one entry. `shown` is its path for people.
@@ -293,7 +400,7 @@ impl Making<'_> {
             self.report.add("CUT", shown, &why);
             return Ok(());
         }
-        let mut content = Content::new(tree, node, meta.size);
+        let mut content = Content::new(tree, node, meta.size, self.alive);
         // What cannot be read from its beginning is not in the archive at all.
         let mut piece = match content.next(&mut self.buffer) {
             Ok(piece) => piece,
@@ -304,6 +411,7 @@ impl Making<'_> {
         };
         self.container.begin(meta)?;
         while let Some(part) = piece {
+            self.check()?;
             match part {
                 Piece::Data(count) => {
                     self.container.data(self.buffer.get(..count).unwrap_or_default())?;

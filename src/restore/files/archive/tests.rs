@@ -19,10 +19,16 @@ fn run(program: &str, args: &[&str], at: &Path) -> String {
     text
 }
 
+fn order<'o>(parts: &'o [Part<'o>], limits: &Limits) -> Order<'o> {
+    Order { parts, missing: &[], limits: *limits, alive: &|| true }
+}
+
 fn pack(format: Format, tree: &dyn Tree, limits: &Limits, to: &Path) -> Report {
     let part = Part { name: b"top".to_vec(), tree, node: Node(0) };
     let mut out = io::BufWriter::new(std::fs::File::create(to).unwrap());
-    let report = write(format, &[part], limits, to.parent().unwrap(), &mut out).unwrap();
+    let parts = [part];
+    let order = order(&parts, limits);
+    let report = write(format, &order, to.parent().unwrap(), &mut out).unwrap();
     out.flush().unwrap();
     report
 }
@@ -233,7 +239,7 @@ fn one_file_and_several_parts_have_names_of_their_own() {
     let dir = tempfile::tempdir().unwrap();
     let mut bytes = Vec::new();
     let limits = Limits { bytes: 4, ..Limits::default() };
-    write(Format::Zip, &parts, &limits, dir.path(), &mut bytes).unwrap();
+    write(Format::Zip, &order(&parts, &limits), dir.path(), &mut bytes).unwrap();
     std::fs::write(dir.path().join("a.zip"), bytes).unwrap();
     let names = run("unzip", &["-Z1", "a.zip"], dir.path());
     let names: Vec<_> = names.lines().collect();
@@ -273,7 +279,8 @@ fn an_archive_that_was_broken_off_does_not_look_whole() {
         let mut cut = Cut { taken: Vec::new(), most: 1 << 20, panics };
         let part = Part { name: b"top".to_vec(), tree: &tree, node: Node(0) };
         let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            write(format, &[part], &Limits::default(), dir.path(), &mut cut)
+            let parts = [part];
+            write(format, &order(&parts, &Limits::default()), dir.path(), &mut cut)
         }));
         assert!(!matches!(done, Ok(Ok(_))));
         let archive = dir.path().join("archive");
@@ -376,7 +383,8 @@ fn a_million_entries_take_no_memory() {
         let mut out = Watched { bytes: 0, most: before };
         let part = Part { name: b"top".to_vec(), tree: &tree, node: Node(0) };
         let limits = Limits { entries: most, ..Limits::default() };
-        let report = write(format, &[part], &limits, dir.path(), &mut out).unwrap();
+        let parts = [part];
+        let report = write(format, &order(&parts, &limits), dir.path(), &mut out).unwrap();
         assert_eq!(report.entries, most + 1);
         assert!(out.most - before < 32 << 20, "{} bytes more", out.most - before);
         assert!(std::fs::read_dir(dir.path()).unwrap().next().is_none());
@@ -420,9 +428,89 @@ fn zip64_entries_unpack_whole() {
     let mut zip = zip::Zip::new(&mut out, dir.path()).unwrap();
     zip.set_large(100);
     let part = Part { name: b"top".to_vec(), tree: &tree, node: Node(0) };
-    fill(&mut zip, Format::Zip, &[part], &Limits::default()).unwrap();
+    let parts = [part];
+    fill(&mut zip, Format::Zip, &order(&parts, &Limits::default())).unwrap();
     run("unzip", &["-q", "a.zip"], dir.path());
     assert!(std::fs::read(dir.path().join("top/noise")).unwrap() == noise(200_000));
     let script = "import zipfile; assert zipfile.ZipFile('a.zip').testzip() is None";
     run("python3", &["-c", script], dir.path());
+}
+
+#[test]
+fn links_do_not_stand_where_something_else_goes() {
+    let tree = Fake::new(vec![
+        link("A", "b"),
+        dir("a", vec![link("up", "../b")]),
+        dir("b", vec![file("x", "x"), file("x", "again"), link("c", "x"), link("c", "y")]),
+        dir("B", vec![link("up", "../b"), file("y", "y")]),
+        link("readme", "b/x"),
+        dir("c", vec![]),
+        dir("c", vec![file("lost", "")]),
+    ]);
+    for format in [Format::TarGz, Format::Zip] {
+        let (dir, report) = unpacked(format, &tree, &Limits::default());
+        let listing = run("find", &["top", "-not", "-type", "d"], dir.path());
+        let mut names: Vec<_> = listing.lines().collect();
+        names.sort_unstable();
+        assert_eq!(names, ["top/B/y", "top/a/up", "top/b/c", "top/b/x", "top/readme"]);
+        assert_eq!(std::fs::read(dir.path().join("top/b/x")).unwrap(), b"x");
+        for line in [
+            "SKIPPED: top/A: a link that shares its name",
+            "SKIPPED: top/b/x: a name that the directory has twice",
+            "SKIPPED: top/b/c: a name that the directory has twice",
+            "SKIPPED: top/B/up: a link in a directory that some systems",
+            "SKIPPED: top/c: a name that the directory has twice",
+        ] {
+            assert!(report.lines.iter().any(|l| l.starts_with(line)), "{line}: {report:?}");
+        }
+        assert_eq!(report.lines.len(), 5);
+    }
+}
+
+#[test]
+fn a_client_that_is_gone_ends_it_though_nothing_is_written() {
+    let pipes = (0..1000).map(|n| other(format!("{n}"), FileType::Fifo)).collect();
+    let tree = Fake::new(pipes);
+    let parts = [Part { name: b"top".to_vec(), tree: &tree, node: Node(0) }];
+    let asked = std::cell::Cell::new(0);
+    let alive = || {
+        asked.set(asked.get() + 1);
+        asked.get() < 10
+    };
+    let order = Order { alive: &alive, ..order(&parts, &Limits::default()) };
+    let dir = tempfile::tempdir().unwrap();
+    let error = write(Format::Zip, &order, dir.path(), &mut Vec::new()).unwrap_err();
+    assert_eq!((error.kind(), asked.get()), (io::ErrorKind::BrokenPipe, 10));
+}
+
+#[test]
+fn a_layout_in_crumbs_is_given_up() {
+    let mut tree = Fake::new(vec![zeroes("f", 3 << 20, false)]);
+    tree.crumbs = true;
+    let (dir, report) = unpacked(Format::TarGz, &tree, &Limits::default());
+    assert!(report.is_clean());
+    assert_eq!(std::fs::metadata(dir.path().join("top/f")).unwrap().len(), 3 << 20);
+    assert_eq!(tree.layouts.into_inner(), 4096);
+}
+
+#[test]
+fn a_list_of_entries_that_is_too_long_ends_an_archive_in_order() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut tree = vec![link("link", "0")];
+    tree.extend((0..100).map(|n| file(format!("{n}"), "x")));
+    let tree = Fake::new(tree);
+    let mut out = std::fs::File::create(dir.path().join("a.zip")).unwrap();
+    let mut zip = zip::Zip::new(&mut out, dir.path()).unwrap();
+    zip.set_most((256 << 10) + 1000);
+    let part = |name: &str| Part { name: name.into(), tree: &tree, node: Node(0) };
+    let parts = [part("top"), part("second")];
+    let missing = [("disk0".to_owned(), "damaged".to_owned())];
+    let order = Order { missing: &missing, ..order(&parts, &Limits::default()) };
+    let report = fill(&mut zip, Format::Zip, &order).unwrap();
+    assert!((5..50).contains(&report.entries), "{report:?}");
+    assert_eq!(report.lines[0], "UNREADABLE: disk0: damaged");
+    assert!(report.lines[1].starts_with("CUT: top/"), "{report:?}");
+    assert_eq!(report.lines.len(), 2);
+    run("unzip", &["-q", "a.zip"], dir.path());
+    assert!(dir.path().join(ERRORS).exists() && !dir.path().join("second").exists());
 }

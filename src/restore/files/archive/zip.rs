@@ -14,6 +14,10 @@ use super::{Container, Meta};
 
 /// From this size on an entry is written as Zip64: DEFLATE may make it a little larger, so before 4 GiB.
 const LARGE: u64 = 0xF000_0000;
+/// Most bytes of the list of entries, which waits on the hub's disk.
+const CENTRAL: u64 = 4 << 30;
+/// No entry of the list is larger.
+const RECORD: u64 = 2 * MAX_16 as u64;
 const MAX_32: u32 = u32::MAX;
 const MAX_16: u16 = u16::MAX;
 /// Sizes follow the data; names are UTF-8.
@@ -66,6 +70,8 @@ pub(super) struct Zip<'w> {
     current: Option<Record>,
     /// From which size on entries are Zip64.
     large: u64,
+    /// Most bytes of the list of entries.
+    most: u64,
 }
 
 impl<'w> Zip<'w> {
@@ -81,12 +87,18 @@ impl<'w> Zip<'w> {
             entries: 0,
             current: None,
             large: LARGE,
+            most: CENTRAL,
         })
     }
 
     #[cfg(test)]
     pub(super) fn set_large(&mut self, large: u64) {
         self.large = large;
+    }
+
+    #[cfg(test)]
+    pub(super) fn set_most(&mut self, most: u64) {
+        self.most = most;
     }
 
     fn local(&mut self, record: &Record) -> io::Result<()> {
@@ -161,6 +173,11 @@ impl<'w> Zip<'w> {
 }
 
 impl Container for Zip<'_> {
+    /// One more entry is the report.
+    fn has_room(&self) -> bool {
+        self.central_bytes + 2 * RECORD <= self.most
+    }
+
     fn directory(&mut self, meta: &Meta<'_>) -> io::Result<()> {
         self.small(meta, [meta.path, b"/"].concat(), 0o040_000, b"")
     }
