@@ -558,6 +558,69 @@ fn directories_with_holes_and_huge_sizes_are_errors() {
 }
 
 #[test]
+fn a_directory_without_case_finds_names_by_other_letters() {
+    if cannot_run() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let tree = dir.path().join("tree");
+    for name in ["folded/Straße.TXT", "folded/Two", "folded/tWO", "plain/Name"] {
+        fs::create_dir_all(tree.join(name).parent().unwrap()).unwrap();
+        fs::write(tree.join(name), name).unwrap();
+    }
+    let tree = tree.display().to_string();
+    let image = image(dir.path(), 16, &["-t", "ext4", "-O", "casefold", "-d", &tree]);
+    let flags = "set_inode_field folded flags 0x40080000";
+    run("debugfs", &[&"-w", &"-R", &flags, &image]);
+    let reader = open(&image);
+    let exact = find(&*reader, "folded/Straße.TXT");
+    assert!(exact.is_some());
+    assert_eq!(find(&*reader, "folded/sTRAßE.txt"), exact);
+    assert!(find(&*reader, "folded/Two").is_some());
+    assert_ne!(find(&*reader, "folded/Two"), find(&*reader, "folded/tWO"));
+    // Which of the two is not for us to say.
+    assert_eq!(find(&*reader, "folded/two"), None);
+    assert_eq!(find(&*reader, "folded/other"), None);
+    assert_eq!(find(&*reader, "plain/name"), None);
+}
+
+#[test]
+fn a_directory_of_endless_blocks_is_refused() {
+    if cannot_run() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let tree = dir.path().join("tree");
+    fs::create_dir_all(tree.join("d")).unwrap();
+    fs::write(tree.join("d/name"), b"").unwrap();
+    let tree = tree.display().to_string();
+    let image = image(dir.path(), 1200, &["-t", "ext2", "-b", "1024", "-d", &tree]);
+    // An empty block, and three levels of pointers to it and nothing else.
+    let empty = 1_100_000_u32;
+    poke(&image, u64::from(empty) << 10, &[0, 0, 0, 0, 0, 4, 0, 0]);
+    let mut fields = vec![];
+    for (index, level) in (0..).zip(["IND", "DIND", "TIND"]) {
+        let pointers = (empty + index).to_le_bytes().repeat(256);
+        poke(&image, u64::from(empty + index + 1) << 10, &pointers);
+        fields.push(format!("block[{level}] {}", empty + index + 1));
+    }
+    fields.extend((1..12).map(|index| format!("block[{index}] {empty}")));
+    let limits = |blocks: u64| {
+        for field in fields.iter().chain([&format!("size {}", blocks << 10)]) {
+            run("debugfs", &[&"-w", &"-R", &format!("set_inode_field d {field}"), &image]);
+        }
+        let reader = open(&image);
+        let node = find(&*reader, "d").unwrap();
+        let listed = reader.list(node, Cursor::default(), 10).map(|page| page.entries.len());
+        assert_eq!(reader.lookup(node, b"none").is_ok(), listed.is_ok());
+        listed.map_err(|error| error.kind)
+    };
+    assert_eq!(limits(1_000_000), Ok(1));
+    assert_eq!(limits(1_100_000), Err(ErrorKind::Limit));
+    assert_eq!(limits(1_300_000), Err(ErrorKind::Corrupt));
+}
+
+#[test]
 fn random_damage_never_panics_or_loops() {
     if cannot_run() {
         return;

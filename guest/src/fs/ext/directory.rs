@@ -4,6 +4,8 @@
 //! A cursor is a byte of the directory. Blocks are always walked from their start, so that any
 //! cursor is safe.
 
+use std::cell::Cell;
+
 use super::bytes::{crc32c, le16, le32};
 use super::data;
 use super::inode::{BLOCK_AREA, Inode, flags};
@@ -14,6 +16,12 @@ use super::xattr;
 use crate::error::{Error, Result};
 use crate::fs::{Entry, FileType, Node};
 
+/// Blocks of a directory, at most: the kernel makes none larger without `largedir`, and with blocks of
+/// 4 KiB this is 32 GiB of names.
+const MAX_BLOCKS: u64 = 1 << 23;
+/// Blocks without a name that are passed one after the other, at most: a directory keeps its blocks when
+/// its files are deleted, and this is 4 GiB of them.
+const MAX_EMPTY: u64 = 1 << 20;
 /// Bytes of an entry before its name.
 const HEADER: usize = 8;
 /// Shortest entry.
@@ -76,9 +84,14 @@ pub(super) fn walk(
     cursor: u64,
     visit: &mut dyn FnMut(&Found<'_>) -> Walk,
 ) -> Result<()> {
+    let visited = Cell::new(false);
     let mut visit = |found: &Found<'_>| {
         let hidden = found.offset < cursor || matches!(found.name, b"." | b"..");
-        if hidden { Walk::On } else { visit(found) }
+        if hidden {
+            return Walk::On;
+        }
+        visited.set(true);
+        visit(found)
     };
     if directory.has(flags::INLINE_DATA) {
         return walk_inline(volume, directory, &mut visit);
@@ -88,6 +101,17 @@ pub(super) fn walk(
     if !directory.size.is_multiple_of(size) {
         return Err(directory.corrupt("its directory does not end with a block"));
     }
+    // Each has a place of its own. Extents that share one could make a directory of any length.
+    if blocks > volume.superblock.blocks {
+        return Err(directory.corrupt("its directory has more blocks than the volume"));
+    }
+    if blocks > MAX_BLOCKS {
+        return Err(Error::limit(format!(
+            "inode {}: its directory has {blocks} blocks",
+            directory.number
+        )));
+    }
+    let mut empty = 0;
     let mut at = cursor / size;
     while at < blocks {
         let segment = map::segment(volume, directory, at)?;
@@ -106,10 +130,43 @@ pub(super) fn walk(
             {
                 return Ok(());
             }
+            empty = if visited.take() { 0 } else { empty + 1 };
+            if empty > MAX_EMPTY {
+                return Err(Error::limit(format!(
+                    "inode {}: its directory has {empty} blocks in a row without a name",
+                    directory.number
+                )));
+            }
             at += 1;
         }
     }
     Ok(())
+}
+
+/// The inode of a name. A directory whose names are alike regardless of case has it by other letters too,
+/// where only one of its names is alike: the kernel folds by its tables of Unicode, and this by small
+/// letters, which may find less.
+pub(super) fn find(volume: &Volume, directory: &Inode, name: &[u8]) -> Result<Option<u32>> {
+    let wanted = directory.has(flags::CASEFOLD).then(|| lowercase(name)).flatten();
+    let mut exact = None;
+    let (mut alike, mut others) = (None, false);
+    walk(volume, directory, 0, &mut |found| {
+        if found.name == name {
+            exact = Some(found.inode);
+            return Walk::Stop;
+        }
+        if wanted.is_some() && lowercase(found.name) == wanted {
+            others |= alike.is_some();
+            alike = Some(found.inode);
+        }
+        Walk::On
+    })?;
+    Ok(exact.or(alike.filter(|_| !others)))
+}
+
+/// A name in small letters, where it is text.
+fn lowercase(name: &[u8]) -> Option<String> {
+    std::str::from_utf8(name).ok().map(str::to_lowercase)
 }
 
 /// Bytes of a block that hold entries, once its checksum was compared.

@@ -159,15 +159,8 @@ impl FileSystem for Ext {
 
     fn lookup(&self, directory: Node, name: &[u8]) -> Result<Option<Node>> {
         let directory = self.directory(directory)?;
-        let mut node = None;
-        directory::walk(&self.volume, &directory, 0, &mut |found| {
-            if found.name != name {
-                return Walk::On;
-            }
-            node = Some(Node(u64::from(found.inode)));
-            Walk::Stop
-        })?;
-        Ok(node)
+        let found = directory::find(&self.volume, &directory, name)?;
+        Ok(found.map(|inode| Node(u64::from(inode))))
     }
 
     fn list(&self, directory: Node, cursor: Cursor, limit: usize) -> Result<Page> {

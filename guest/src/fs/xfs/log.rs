@@ -1,4 +1,4 @@
-//! Where the log ends: its last record that is whole.
+//! Where the log ends: its last record that is whole, and what is open there.
 //!
 //! A machine has several records under way at once. A copy made while it ran can have a later one and
 //! not the one before it, or half of one. The kernel ends the log before the first that is not whole, and
@@ -10,6 +10,7 @@ use std::collections::HashSet;
 use fs_xfs::Superblock;
 use fs_xfs::log::record_checksum;
 
+use super::intents::Intents;
 use crate::error::{Error, Result};
 use crate::source::{Source, check_range};
 
@@ -35,6 +36,11 @@ const LEN: usize = 12;
 const LSN: usize = 16;
 const TAIL_LSN: usize = 24;
 const CRC: usize = 32;
+const OPERATIONS: usize = 40;
+const CYCLE_DATA: usize = 44;
+/// Blocks of data that a block of headers has the cycles of, and where a further one has them.
+const CYCLES: usize = 64;
+const MORE_CYCLE_DATA: usize = 4;
 const FS_UUID: usize = 304;
 const SIZE: usize = 320;
 
@@ -54,20 +60,30 @@ struct Record {
     block: u64,
     headers: u64,
     length: u64,
+    operations: u32,
 }
 
-/// The blocks of the log, by their byte on the volume, whose records come after the last whole one. None
-/// where the log is whole, or is nothing that this can tell.
+/// What there is to know of a log before it is replayed.
+#[derive(Default)]
+pub(super) struct End {
+    /// The blocks of the log, by their byte on the volume, whose records come after the last whole one.
+    /// None where the log is whole, or is nothing that this can tell.
+    pub(super) torn: HashSet<u64>,
+    /// Changes of files' mappings that are left open.
+    pub(super) open: usize,
+}
+
+/// Finds where the log ends.
 ///
 /// # Errors
 /// `Io`; `Corrupt` where no record can be replayed; `Limit` where they are too many.
-pub(super) fn torn_records(source: &dyn Source, sb: &Superblock) -> Result<HashSet<u64>> {
+pub(super) fn end(source: &dyn Source, sb: &Superblock) -> Result<End> {
     let start = sb.fsblock_offset(sb.logstart);
     let blocks = u64::from(sb.logblocks) * u64::from(sb.blocksize) / BLOCK;
     check_range(source.size(), start, 0)?;
     let ring = Ring { source, sb, start, blocks };
     if blocks == 0 {
-        return Ok(HashSet::new());
+        return Ok(End::default());
     }
     let mut records = ring.near(ring.head()?)?;
     if records.is_empty() {
@@ -75,12 +91,13 @@ pub(super) fn torn_records(source: &dyn Source, sb: &Superblock) -> Result<HashS
     }
     records.sort_unstable_by_key(|record| std::cmp::Reverse(record.lsn));
     for (index, record) in records.iter().enumerate().take(MAX_TORN + 1) {
-        if ring.reaches(record)? {
-            return Ok(records[..index].iter().map(|torn| start + torn.block * BLOCK).collect());
+        if let Some(intents) = ring.reached(record)? {
+            let torn = records[..index].iter().map(|torn| start + torn.block * BLOCK).collect();
+            return Ok(End { torn, open: intents.open() });
         }
     }
     match records.len() {
-        0 => Ok(HashSet::new()),
+        0 => Ok(End::default()),
         _ => Err(Error::corrupt("the last records of the XFS log are damaged")),
     }
 }
@@ -167,45 +184,64 @@ impl Ring<'_> {
         {
             return None;
         }
-        Some(Record { lsn, tail: u64_at(block, TAIL_LSN), block: at, headers, length })
+        let (tail, operations) = (u64_at(block, TAIL_LSN), u32_at(block, OPERATIONS));
+        Some(Record { lsn, tail, block: at, headers, length, operations })
     }
 
-    /// Whether `last` is whole, and so is every record from the tail that it names up to it.
-    fn reaches(&self, last: &Record) -> Result<bool> {
-        if !self.is_whole(last)? {
-            return Ok(false);
-        }
+    /// What is open at the end of `last`, where it is whole and every record from the tail that it names up
+    /// to it.
+    fn reached(&self, last: &Record) -> Result<Option<Intents>> {
+        let Some(end) = self.content(last)? else { return Ok(None) };
+        let mut intents = Intents::default();
         let mut at = last.tail & 0xffff_ffff;
         let mut lsn = last.tail;
         let mut walked = 0;
         while at < self.blocks && walked <= self.blocks {
             let record = self.record(at, &self.read(at, 1)?);
-            let Some(record) = record.filter(|record| record.lsn >= lsn) else { return Ok(false) };
-            if record.lsn == last.lsn && walked <= MAX_REPLAY {
-                return Ok(true);
-            }
+            let Some(record) = record.filter(|record| record.lsn >= lsn) else { return Ok(None) };
             if walked > MAX_REPLAY {
                 return Err(Error::limit("more of the XFS log is in use than is held in memory"));
             }
-            if record.lsn > last.lsn || !self.is_whole(&record)? {
-                return Ok(false);
+            if record.lsn == last.lsn {
+                intents.add(&end, last.operations)?;
+                return Ok(Some(intents));
             }
+            if record.lsn > last.lsn {
+                return Ok(None);
+            }
+            let Some(data) = self.content(&record)? else { return Ok(None) };
+            intents.add(&data, record.operations)?;
             let blocks = record.headers + record.length.div_ceil(BLOCK);
             walked += blocks;
             at = (at + blocks) % self.blocks;
             lsn = record.lsn + 1;
         }
-        Ok(false)
+        Ok(None)
     }
 
-    /// Whether a record is what its checksum says; one without a checksum is taken as it is.
-    fn is_whole(&self, record: &Record) -> Result<bool> {
+    /// The data of a record, where it is what its checksum says; one without a checksum is taken as it is.
+    fn content(&self, record: &Record) -> Result<Option<Vec<u8>>> {
         let headers = self.read(record.block, record.headers)?;
         let stored = headers.get(CRC..CRC + 4).and_then(|bytes| bytes.try_into().ok());
         let stored = stored.map_or(0, u32::from_le_bytes);
-        let data = self.read(record.block + record.headers, record.length.div_ceil(BLOCK))?;
+        let mut data = self.read(record.block + record.headers, record.length.div_ceil(BLOCK))?;
         let length = usize::try_from(record.length).unwrap_or(usize::MAX);
-        let Some(data) = data.get(..length) else { return Ok(false) };
-        Ok(stored == 0 || record_checksum(&headers, data) == stored)
+        let Some(sealed) = data.get(..length) else { return Ok(None) };
+        if stored != 0 && record_checksum(&headers, sealed) != stored {
+            return Ok(None);
+        }
+        // The first word of each block lies in the headers, and the cycle in its place.
+        for (index, block) in data.chunks_exact_mut(512).enumerate() {
+            let within = 4 * (index % CYCLES);
+            let at = match index / CYCLES {
+                0 => CYCLE_DATA + within,
+                more => more * 512 + MORE_CYCLE_DATA + within,
+            };
+            if let Some(word) = headers.get(at..at + 4) {
+                block[..4].copy_from_slice(word);
+            }
+        }
+        data.truncate(length);
+        Ok(Some(data))
     }
 }

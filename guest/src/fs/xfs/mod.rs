@@ -8,10 +8,10 @@
 
 mod directory;
 mod extents;
+mod intents;
 mod log;
 mod metadata;
 
-use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
@@ -33,6 +33,10 @@ const RUNS: usize = 1 << 18;
 const MAX_DIRECTORY_BLOCK: u64 = 64 << 10;
 /// Extents of an attribute fork, at most: more than 64 MiB of attributes are not read.
 const MAX_ATTRIBUTE_EXTENTS: u32 = 1 << 14;
+
+/// What is said of a volume whose log leaves changes of mappings open.
+const REMAPPED: &str = "the mappings of files were being changed when the disk was copied: \
+    ranges of these files may read as zeroes";
 
 /// An open XFS.
 struct Xfs {
@@ -128,11 +132,11 @@ fn mount_with_log(
         return Err("the journal is on another device".into());
     }
     let failed = |error: Error| format!("the journal cannot be replayed ({error})");
-    let torn = match fs_xfs::log::inspect(&Device(Arc::clone(source)), sb) {
-        Ok(LogState::NeedsReplay) => log::torn_records(&**source, sb).map_err(failed)?,
-        _ => HashSet::new(),
+    let end = match fs_xfs::log::inspect(&Device(Arc::clone(source)), sb) {
+        Ok(LogState::NeedsReplay) => log::end(&**source, sb).map_err(failed)?,
+        _ => log::End::default(),
     };
-    let device = Arc::new(Metadata::new(Arc::clone(source), torn));
+    let device = Arc::new(Metadata::new(Arc::clone(source), end.torn));
     // The crate asserts what a log says. Nothing of a replay that panicked is kept.
     let mounted =
         catch_unwind(AssertUnwindSafe(|| fs_xfs::Filesystem::mount_with_cache(device, 0)));
@@ -140,6 +144,9 @@ fn mount_with_log(
         return Err("the journal cannot be replayed (it contradicts itself)".into());
     };
     match mounted {
+        Ok(fs) if fs.was_replayed() && end.open > 0 => {
+            Ok(Some((fs, Status::Stale(REMAPPED.into()))))
+        }
         Ok(fs) if fs.was_replayed() => Ok(Some((fs, Status::Replayed))),
         Ok(fs) => Ok(Some((fs, Status::Clean))),
         Err(fs_xfs::Error::DirtyLog) => Ok(None),
