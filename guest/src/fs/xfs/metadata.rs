@@ -14,7 +14,7 @@ use fs_xfs::Superblock;
 
 use crate::error::{Error, ErrorKind};
 use crate::fs::recent::Recent;
-use crate::source::{Source, check_range};
+use crate::source::{DiskRange, Source, check_range};
 
 /// Bytes of a chunk.
 const CHUNK: u64 = 16 << 10;
@@ -160,6 +160,35 @@ impl BlockRead for Metadata {
 
     fn size_bytes(&self) -> u64 {
         self.source.size()
+    }
+}
+
+/// The volume as a replay left it: metadata only, file content lies where it always lay.
+pub(super) struct Replayed {
+    source: Arc<dyn Source>,
+    fs: fs_xfs::Filesystem,
+}
+
+impl Replayed {
+    /// What `fs`, which replayed the log of `source`, reads.
+    pub(super) fn new(source: Arc<dyn Source>, fs: fs_xfs::Filesystem) -> Self {
+        Self { source, fs }
+    }
+}
+
+impl Source for Replayed {
+    fn size(&self) -> u64 {
+        self.source.size()
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> crate::Result<()> {
+        check_range(self.source.size(), offset, buf.len())?;
+        let read = self.fs.device().read_at(offset, buf);
+        read.map_err(|e| Error::new(ErrorKind::Io, e.to_string()))
+    }
+
+    fn trace(&self, offset: u64, length: u64, visit: &mut dyn FnMut(DiskRange)) {
+        self.source.trace(offset, length, visit);
     }
 }
 

@@ -15,12 +15,13 @@ mod metadata;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
+use fs_core::BlockRead;
 use fs_xfs::inode::{Inode, Timestamp};
 use fs_xfs::log::LogState;
 use fs_xfs::superblock::Superblock;
 
 use self::extents::Run;
-use self::metadata::Metadata;
+use self::metadata::{Metadata, Replayed};
 use super::recent::Recent;
 use super::{About, Attributes, Cursor, FileSystem, FileType, Node, Page, Piece, Status, Time};
 use crate::adapter::Device;
@@ -69,7 +70,7 @@ pub(crate) fn open(source: &Arc<dyn Source>) -> Result<Box<dyn FileSystem>> {
     source.read_at(&mut sector, 0)?;
     let sb = Superblock::parse(&sector).map_err(error_of)?;
     check_geometry(&sb, source.size())?;
-    let (fs, status) = mount(source, &sb)?;
+    let Mounted { fs, sb, status } = mount(source, &sb)?;
     let used = sb.dblocks.checked_sub(sb.fdblocks).filter(|_| status == Status::Clean);
     let about = About {
         kind: "xfs".into(),
@@ -106,20 +107,33 @@ fn check_geometry(sb: &Superblock, size: u64) -> Result<()> {
     Ok(())
 }
 
+/// The volume as the crate opened it, and its superblock.
+struct Mounted {
+    fs: fs_xfs::Filesystem,
+    sb: Superblock,
+    status: Status,
+}
+
 /// The volume as the crate opens it: with its log, or else without.
-fn mount(source: &Arc<dyn Source>, sb: &Superblock) -> Result<(fs_xfs::Filesystem, Status)> {
+fn mount(source: &Arc<dyn Source>, sb: &Superblock) -> Result<Mounted> {
     let reason = match mount_with_log(source, sb) {
         Ok(Some(mounted)) => return Ok(mounted),
         Ok(None) => None,
         Err(reason) => Some(reason),
     };
+    let fs = mount_without_log(source, sb)?;
+    let stale = |reason| Status::Stale(format!("{reason}: the newest changes may be missing"));
+    Ok(Mounted { fs, sb: sb.clone(), status: reason.map_or(Status::Clean, stale) })
+}
+
+/// The volume as it lies on the disk.
+fn mount_without_log(source: &Arc<dyn Source>, sb: &Superblock) -> Result<fs_xfs::Filesystem> {
     let device = Arc::new(Metadata::masked(Arc::clone(source), sb));
     let fs = fs_xfs::Filesystem::mount_with_cache(device.clone(), 0).map_err(error_of)?;
     if !device.opened() {
         return Err(Error::new(ErrorKind::Io, "a part of this XFS cannot be read"));
     }
-    let stale = |reason| Status::Stale(format!("{reason}: the newest changes may be missing"));
-    Ok((fs, reason.map_or(Status::Clean, stale)))
+    Ok(fs)
 }
 
 /// The volume with its log, or why it cannot be replayed; none where the log is clean, and lists inodes
@@ -127,7 +141,7 @@ fn mount(source: &Arc<dyn Source>, sb: &Superblock) -> Result<(fs_xfs::Filesyste
 fn mount_with_log(
     source: &Arc<dyn Source>,
     sb: &Superblock,
-) -> std::result::Result<Option<(fs_xfs::Filesystem, Status)>, String> {
+) -> std::result::Result<Option<Mounted>, String> {
     if !sb.has_internal_log() {
         return Err("the journal is on another device".into());
     }
@@ -138,20 +152,52 @@ fn mount_with_log(
     };
     let device = Arc::new(Metadata::new(Arc::clone(source), end.torn));
     // The crate asserts what a log says. Nothing of a replay that panicked is kept.
-    let mounted =
-        catch_unwind(AssertUnwindSafe(|| fs_xfs::Filesystem::mount_with_cache(device, 0)));
+    let mounted = catch_unwind(AssertUnwindSafe(|| {
+        fs_xfs::Filesystem::mount_with_cache(Arc::clone(&device) as Arc<dyn BlockRead>, 0)
+    }));
     let Ok(mounted) = mounted else {
         return Err("the journal cannot be replayed (it contradicts itself)".into());
     };
-    match mounted {
-        Ok(fs) if fs.was_replayed() && end.open > 0 => {
-            Ok(Some((fs, Status::Stale(REMAPPED.into()))))
-        }
-        Ok(fs) if fs.was_replayed() => Ok(Some((fs, Status::Replayed))),
-        Ok(fs) => Ok(Some((fs, Status::Clean))),
-        Err(fs_xfs::Error::DirtyLog) => Ok(None),
-        Err(error) => Err(failed(error_of(error))),
+    let fs = match mounted {
+        Ok(fs) => fs,
+        Err(fs_xfs::Error::DirtyLog) => return Ok(None),
+        Err(error) => return Err(failed(error_of(error))),
+    };
+    if !device.opened() {
+        return Err(failed(Error::new(ErrorKind::Io, "a part of this XFS cannot be read")));
     }
+    if !fs.was_replayed() {
+        return Ok(Some(Mounted { fs, sb: sb.clone(), status: Status::Clean }));
+    }
+    let (fs, sb) = as_replayed(source, fs, sb).map_err(failed)?;
+    let status = match end.open {
+        0 => Status::Replayed,
+        _ => Status::Stale(REMAPPED.into()),
+    };
+    Ok(Some(Mounted { fs, sb, status }))
+}
+
+/// The volume by the superblock that the replay left, which is another where the volume was grown lately.
+/// The crate goes on with the one from before, and so opens it once more where the geometry is another.
+fn as_replayed(
+    source: &Arc<dyn Source>,
+    fs: fs_xfs::Filesystem,
+    before: &Superblock,
+) -> Result<(fs_xfs::Filesystem, Superblock)> {
+    let mut sector = vec![0; 4096];
+    fs.device().read_at(0, &mut sector).map_err(|e| Error::new(ErrorKind::Io, e.to_string()))?;
+    let sb = Superblock::parse(&sector).map_err(error_of)?;
+    check_geometry(&sb, source.size())?;
+    if (sb.dblocks, sb.agcount) == (before.dblocks, before.agcount) {
+        return Ok((fs, sb));
+    }
+    if (sb.blocksize, sb.agblocks, sb.logstart)
+        != (before.blocksize, before.agblocks, before.logstart)
+    {
+        return Err(Error::corrupt("it changes the size of blocks or of allocation groups"));
+    }
+    let replayed: Arc<dyn Source> = Arc::new(Replayed::new(Arc::clone(source), fs));
+    Ok((mount_without_log(&replayed, &sb)?, sb))
 }
 
 impl Xfs {
