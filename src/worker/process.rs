@@ -445,7 +445,7 @@ mod tests {
             let said = directory.path().join(format!("said{fd}"));
             std::fs::write(&said, part).unwrap();
             open += &format!(" {fd}<{}", said.display());
-            say += &format!("cat <&{fd} >&0; sleep {}\n", pause.as_secs_f64());
+            say += &format!("cat >&0 <&{fd}; sleep {}\n", pause.as_secs_f64());
         }
         let text = format!("#!/bin/sh\nexec{open}\n{say}exec sleep 60\n");
         let script = directory.path().join("hostile");
