@@ -18,6 +18,9 @@ use crate::secrets::Secrets;
 /// Longest time for the question whether an agent lives.
 const LIFE: Duration = Duration::from_secs(5);
 
+/// Time between two looks at a backup that another thread has taken, and does not launch yet.
+const CLAIMED: Duration = Duration::from_millis(2);
+
 /// Backups of VMs. Calls block, some of them for as long as the disk takes.
 pub struct Backups {
     pub(super) catalog: Arc<Catalog>,
@@ -127,7 +130,21 @@ impl Backups {
         };
         self.record(actor, "backup.requested", &backup.id, &text);
         self.dispatch(Some(&backup.id))?;
-        self.backup(&backup.id)
+        self.launched(&backup.id)
+    }
+
+    /// A backup once nobody launches it any more: the thread that looks for queued ones may have taken it
+    /// before the one that asked for it.
+    fn launched(&self, id: &str) -> Result<Backup, Failure> {
+        loop {
+            let turn = self.turn(id);
+            drop(turn.lock().unwrap_or_else(PoisonError::into_inner));
+            let backup = self.backup(id)?;
+            if backup.state != BackupState::Preparing {
+                return Ok(backup);
+            }
+            std::thread::sleep(CLAIMED);
+        }
     }
 
     fn enter(&self, plan: Plan, request: &Request) -> Result<Backup, Failure> {
