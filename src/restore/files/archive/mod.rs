@@ -8,7 +8,7 @@
 //! * Memory does not grow with the number of entries or their size, and nothing is made ahead of what
 //!   `out` takes. Of directories with very many names only so many names and links are kept in memory.
 //! * A link never stands where a directory or file of the archive goes, on systems that do not tell case
-//!   apart either; see [`levels`].
+//!   apart either; see `levels`.
 //! * It ends soon when nobody takes it any more, whatever the trees hold.
 //! * What is missing or changed has a line in `RESTORE-ERRORS.txt`, the last entry.
 //! * Only [`write()`] returning `Ok` makes an archive whole: an error or a panic leaves it without its end.
