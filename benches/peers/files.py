@@ -31,14 +31,19 @@ def run(*command):
 @contextmanager
 def mounted(kind, image, at, options):
     at.mkdir(exist_ok=True)
+    loop = None
     if kind == "ntfs":
         run("ntfs-3g", image, at, "-o", options)
     else:
-        run("mount", "-o", f"loop,{options}", image, at)
+        # The device may be written to even where the mount may not: a journal is replayed onto it.
+        loop = run("losetup", "--show", "-f", image).strip()
+        run("mount", "-o", options, loop, at)
     try:
         yield at
     finally:
         run("umount", at)
+        if loop:
+            run("losetup", "-d", loop)
 
 
 def noise(path, length):
