@@ -6,6 +6,18 @@ pub(crate) fn take<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
     found.and_then(|bytes| bytes.try_into().ok()).unwrap_or([0; N])
 }
 
+/// A UUID as people write it.
+pub(crate) fn uuid(bytes: &[u8; 16]) -> String {
+    let mut text = String::with_capacity(36);
+    for (index, byte) in bytes.iter().enumerate() {
+        if matches!(index, 4 | 6 | 8 | 10) {
+            text.push('-');
+        }
+        text.push_str(&format!("{byte:02x}"));
+    }
+    text
+}
+
 /// A little-endian number of 2 bytes.
 pub(crate) fn le16(bytes: &[u8], at: usize) -> u16 {
     u16::from_le_bytes(take(bytes, at))

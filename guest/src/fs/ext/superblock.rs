@@ -232,14 +232,7 @@ impl Superblock {
 
     /// The UUID as people write it.
     pub(super) fn uuid_text(&self) -> String {
-        let mut text = String::with_capacity(36);
-        for (index, byte) in self.uuid.iter().enumerate() {
-            if matches!(index, 4 | 6 | 8 | 10) {
-                text.push('-');
-            }
-            text.push_str(&format!("{byte:02x}"));
-        }
-        text
+        crate::bytes::uuid(&self.uuid)
     }
 }
 

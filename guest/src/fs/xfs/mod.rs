@@ -25,6 +25,7 @@ use self::metadata::{Metadata, Replayed};
 use super::recent::Recent;
 use super::{About, Attributes, Cursor, FileSystem, FileType, Node, Page, Piece, Status, Time};
 use crate::adapter::Device;
+use crate::bytes::uuid;
 use crate::error::{Error, ErrorKind, Result};
 use crate::source::{Source, check_range};
 
@@ -376,17 +377,6 @@ fn type_of(kind: fs_xfs::inode::FileType) -> FileType {
 
 fn time(stamp: Timestamp) -> Option<Time> {
     (stamp.nsec < 1_000_000_000).then_some(Time { seconds: stamp.sec, nanoseconds: stamp.nsec })
-}
-
-fn uuid(bytes: &[u8; 16]) -> String {
-    let mut text = String::with_capacity(36);
-    for (index, byte) in bytes.iter().enumerate() {
-        if matches!(index, 4 | 6 | 8 | 10) {
-            text.push('-');
-        }
-        text.push_str(&format!("{byte:02x}"));
-    }
-    text
 }
 
 /// The crate's failures as ours.
