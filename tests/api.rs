@@ -9,7 +9,7 @@ use std::io::{BufRead, BufReader};
 use std::path::Path;
 
 use serde_json::{Value, json};
-use workflow_support::{Hub, Vm, export_of, image_of};
+use workflow_support::{Hub, Vm, export_of, free_port, image_of};
 
 const MIB: u64 = 1 << 20;
 
@@ -354,7 +354,7 @@ fn the_admin_door_speaks_tls_and_asks_everybody_for_a_token() {
             certificate.to_str().unwrap(),
         ],
     );
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = free_port();
     // Sections of the same name cannot come twice: this one is inserted at its head.
     let hub = Hub::with_api(&format!(
         "admin_listen = \"127.0.0.1:{port}\"\ntls_certificate = \"{}\"\ntls_key = \"{}\"\n",

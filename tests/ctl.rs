@@ -10,6 +10,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use ctl_support::{Gated, TestHub, bare, path};
 use sendense_hub::block::BlockDevice;
@@ -213,10 +214,19 @@ fn a_dirty_bitmap_is_believed_after_a_backup_that_was_made_with_it() {
 fn ctrl_c_cancels_the_backup_and_leaves_nothing_running() {
     let dir = directory();
     let (hub, source, disk, uri) = gated(dir.path(), 2);
-    let run = hub.spawn(&["backup", "run", "--vm", "slow", "--disk", &uri]);
+    let arguments = ["backup", "run", "--vm", "slow", "--disk", &uri, "--connections", "1"];
+    let mut run = hub.spawn(&arguments);
     wait_for_reader(&source, &disk);
     assert_eq!(hub.json(&["job", "list"])["total"], 1);
     run.interrupt();
+    // It looks for the signal between reads; the disk has more than are let through here.
+    for _ in 0..12 {
+        if run.has_ended() {
+            break;
+        }
+        disk.allow();
+        std::thread::sleep(Duration::from_millis(500));
+    }
     disk.open();
     let (code, said) = run.wait();
     assert_eq!(code, Some(130), "{said}");
@@ -266,7 +276,12 @@ fn a_hub_that_is_started_again_meanwhile_gets_the_rest() {
         "2",
     ]);
     wait_for_reader(&source, &disk);
-    // The rest of the source is read while nobody is there to take it.
+    // All that was read has arrived; the rest is read while nobody is there to take it.
+    let since = Instant::now();
+    while hub.json(&["job", "list"])["backups"][0]["bytes_transferred"] != 6 * MIB {
+        assert!(since.elapsed() < Duration::from_secs(60), "{}", hub.json(&["job", "list"]));
+        std::thread::sleep(Duration::from_millis(50));
+    }
     hub.restart(|| disk.open());
     let (code, said) = run.wait();
     assert_eq!(code, Some(0), "{said}");

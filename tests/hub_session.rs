@@ -370,7 +370,7 @@ fn closing_an_export_answers_what_is_in_flight_and_then_refuses() {
     let hub = Hub::with(Limits::default(), device.clone());
     let mut stream = held_write(&hub, &device);
     let export = hub.server.exports.remove("disk").unwrap();
-    let closing = std::thread::spawn(move || export.close(Duration::from_millis(300), GUARD));
+    let closing = std::thread::spawn(move || export.close(GUARD / 2, 2 * GUARD));
     let mut cookie = 2;
     loop {
         stream.write_all(&request(CommandType::Flush, cookie, 0, 0)).unwrap();
@@ -383,6 +383,8 @@ fn closing_an_export_answers_what_is_in_flight_and_then_refuses() {
     }
     device.open_gate(true);
     assert_eq!(simple_reply(&mut stream), (0, 1));
+    // The notice is long, so that the refusal comes within it; nobody waits for its end.
+    stream.shutdown(std::net::Shutdown::Write).unwrap();
     assert!(is_closed(&mut stream));
     closing.join().unwrap().unwrap();
     assert!(device.memory.is_closed());

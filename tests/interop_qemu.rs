@@ -4,8 +4,10 @@
 mod support;
 
 use std::fs::OpenOptions;
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::process::{Command, Stdio};
 
 use support::{
     Hub, Random, both, check_clean, compare, directory, hub, make_disk, missing, ok, run, text,
@@ -267,24 +269,21 @@ fn an_image_in_use_here_is_refused_by_qemu_and_the_other_way_round() {
     assert!(!run("qemu-io", &["-c", "write 0 64k", text(&image)]).status.success());
     reader.stop();
 
-    // qemu-io holds the image until its standard input ends.
-    let mut holder = std::process::Command::new("qemu-io")
+    // qemu-io holds the image from its first answer until its standard input ends.
+    let mut holder = Command::new("qemu-io")
         .arg(text(&image))
-        .stdin(std::process::Stdio::piped())
-        .stdout(std::process::Stdio::null())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
         .spawn()
         .unwrap();
+    let mut input = holder.stdin.take().unwrap();
+    input.write_all(b"length\n").unwrap();
+    let mut answers = BufReader::new(holder.stdout.take().unwrap()).lines();
+    assert!(answers.any(|line| line.unwrap().contains("MiB")));
+    let said = both(&hub(&["image", "check", "--repair", "all", text(&image)]));
     let name = format!("process {} (qemu-io)", holder.id());
-    let mut said = String::new();
-    for _ in 0..200 {
-        let output = hub(&["image", "check", "--repair", "all", text(&image)]);
-        said = both(&output);
-        if said.contains(&name) {
-            break;
-        }
-        std::thread::sleep(std::time::Duration::from_millis(20));
-    }
     assert!(said.contains(&name), "{said}");
-    drop(holder.stdin.take());
+    drop(input);
     holder.wait().unwrap();
+    drop(answers);
 }

@@ -106,14 +106,15 @@ fn what_is_written_to_a_writable_export_is_thrown_away_with_it() {
 
 #[test]
 fn exports_of_restore_points_are_bounded_and_idle_ones_go_away() {
-    let hub = Hub::configured("", "[restore]\nexports = 2\nidle_seconds = 1\n");
+    let hub = Hub::configured("", "[restore]\nexports = 2\nidle_seconds = 5\n");
     let (_vm, points) = chain(&hub);
     let used = export(&hub, &points[0].0, false);
     let client = hub.connect(&used);
-    export(&hub, &points[1].0, true);
+    let held = hub.connect(&export(&hub, &points[1].0, true));
     let body = json!({"backup_id": points[2].0});
     let (status, answer) = hub.request("POST", "restore/export", Some(&body));
     assert_eq!(status, 409, "{answer}");
+    drop(held);
     let since = std::time::Instant::now();
     while hub.get("restore/exports")["total"] != 1 {
         assert!(since.elapsed() < LIMIT);

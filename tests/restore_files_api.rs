@@ -380,7 +380,7 @@ fn a_download_that_takes_longer_than_the_idle_time_is_whole_and_the_mount_ends_a
     if support::missing(&PROGRAMS) {
         return;
     }
-    let sections = "[restore]\nmount_idle_seconds = 1\n";
+    let sections = "[restore]\nmount_idle_seconds = 5\n";
     let site = Site::on(Hub::configured("reconnect_seconds = 60\n", sections));
     let mount = site.mount();
     let authority = site.hub.api.trim_start_matches("http://").to_owned();
@@ -395,7 +395,7 @@ fn a_download_that_takes_longer_than_the_idle_time_is_whole_and_the_mount_ends_a
     stream.write_all(request.as_bytes()).unwrap();
     let mut answer = vec![0; 1 << 20];
     stream.read_exact(&mut answer).unwrap();
-    std::thread::sleep(Duration::from_secs(3));
+    std::thread::sleep(Duration::from_secs(8));
     assert_eq!(site.hub.get("restore/mounts")["total"], 1, "{}", site.hub.log());
     let rest = std::io::copy(&mut stream, &mut std::io::sink()).unwrap();
     let length = answer.len() + usize::try_from(rest).unwrap();

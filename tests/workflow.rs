@@ -95,7 +95,7 @@ fn an_agent_that_dies_fails_its_backup_and_nothing_else() {
     if missing(&["qemu-img", "nbdsh"]) {
         return;
     }
-    let (hub, appliance, mut vm) = with_appliance("", &[40 * MIB, 8 * MIB]);
+    let (hub, appliance, mut vm) = with_appliance("reconnect_seconds = 2\n", &[40 * MIB, 8 * MIB]);
     let full = hub.ended(&start(&hub, "full"));
     vm.remember(&full);
     vm.change(3);
@@ -467,7 +467,7 @@ fn a_bare_repository_tells_a_new_hub_everything() {
 
 #[test]
 fn a_backup_on_which_nobody_works_fails_and_one_that_gives_a_sign_of_life_does_not() {
-    let hub = Hub::configured("stall_seconds = 2\nquarantine = true\n", "");
+    let hub = Hub::configured("stall_seconds = 6\nreconnect_seconds = 60\nquarantine = true\n", "");
     let vm = Vm::new(&hub, "idle", &[MIB, MIB]);
     Vm::new(&hub, "dead", &[MIB]);
     let idle = hub.start_backup("idle", "full");

@@ -9,12 +9,12 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use nbd_proto::CommandFlags;
-use sendense_hub::capture::{self, Changes, Progress, Source, Target};
+use sendense_hub::capture::{self, CaptureError, Changes, Observer, Progress, Source, Target};
 use serde_json::json;
 use support::{Random, missing, not_root};
 use workflow_support::{Hub, LIMIT, Vm, export_of, image_of};
@@ -122,6 +122,55 @@ fn a_hub_that_is_killed_at_any_moment_tells_the_truth_when_it_is_back() {
     hub.assert_tidy();
 }
 
+/// Holds a copy once so much is done, until it may go on.
+struct Held {
+    progress: Progress,
+    at: u64,
+    go: (Mutex<bool>, Condvar),
+}
+
+impl Held {
+    fn at(bytes: u64) -> Self {
+        Self { progress: Progress::new(), at: bytes, go: (Mutex::new(false), Condvar::new()) }
+    }
+
+    fn go_on(&self) {
+        *self.go.0.lock().unwrap() = true;
+        self.go.1.notify_all();
+    }
+}
+
+impl Observer for Held {
+    fn planned(&self, bytes: u64) {
+        self.progress.planned(bytes);
+    }
+
+    fn read(&self, bytes: u64) {
+        self.progress.read(bytes);
+    }
+
+    fn sent(&self, bytes: u64) {
+        self.progress.sent(bytes);
+    }
+
+    fn done(&self, bytes: u64) {
+        self.progress.done(bytes);
+        if self.progress.bytes_done() >= self.at {
+            let (go, changed) = &self.go;
+            let held = go.lock().unwrap();
+            drop(changed.wait_timeout_while(held, LIMIT, |go| !*go).unwrap());
+        }
+    }
+
+    fn cut(&self, cause: &CaptureError) {
+        self.progress.cut(cause);
+    }
+
+    fn is_cancelled(&self) -> bool {
+        self.progress.is_cancelled()
+    }
+}
+
 #[test]
 fn a_capture_goes_on_after_the_hub_was_killed_and_sends_only_what_is_not_durable() {
     if missing(&["qemu-img"]) {
@@ -140,17 +189,19 @@ fn a_capture_goes_on_after_the_hub_was_killed_and_sends_only_what_is_not_durable
         reads_as_zeroes: true,
         ..Target::new(&hub.nbd, &export_of(&backup, 0))
     };
-    let progress = Progress::default();
+    let held = Held::at(16 << 20);
     let source = Source::open(vm.disk(0).to_str().unwrap()).unwrap();
     let summary = std::thread::scope(|scope| {
-        let copy = scope.spawn(|| capture::copy(&source, &target, &Changes::Everything, &progress));
+        let copy = scope.spawn(|| capture::copy(&source, &target, &Changes::Everything, &held));
         let since = Instant::now();
-        while progress.bytes_done() < 16 << 20 {
+        while held.progress.bytes_done() < 16 << 20 {
             assert!(since.elapsed() < LIMIT);
-            std::thread::yield_now();
+            std::thread::sleep(Duration::from_millis(1));
         }
+        // Not even a copy that is fast is through before the hub is gone.
         hub.kill();
         hub.restart();
+        held.go_on();
         assert_eq!(hub.backup(&id)["status"], "running");
         copy.join().unwrap().unwrap()
     });
@@ -178,8 +229,13 @@ fn a_network_that_is_cut_again_and_again_delays_a_capture_only() {
     let file = std::fs::File::options().write(true).open(vm.disk(0)).unwrap();
     file.write_all_at(&random.bytes(24 << 20), 0).unwrap();
     let backup = hub.start_backup("web", "full");
+    // However the work is shared out: 24 MiB do not fit into two connections of 7 MiB each.
     let proxy = cutting_proxy(&hub.nbd, 7 << 20);
-    let target = Target { flush_every: 2 << 20, ..Target::new(&proxy, &export_of(&backup, 0)) };
+    let target = Target {
+        flush_every: 2 << 20,
+        connections: 2,
+        ..Target::new(&proxy, &export_of(&backup, 0))
+    };
     let source = Source::open(vm.disk(0).to_str().unwrap()).unwrap();
     let summary =
         capture::copy(&source, &target, &Changes::Everything, &Progress::default()).unwrap();
@@ -248,7 +304,7 @@ fn a_repository_that_fills_up_at_any_point_fails_the_backup_with_the_cause_and_n
     if missing(&["qemu-img", "mount"]) || not_root() {
         return;
     }
-    let hub = Hub::configured("min_free = \"0\"", "");
+    let hub = Hub::configured("min_free = \"0\"\nreconnect_seconds = 2\n", "");
     let directory = hub.directory.path().join("small");
     let mount = mount_small(&directory, 64 << 10);
     hub.post("repositories", &json!({"name": "small", "config": {"path": directory}}));
@@ -279,8 +335,9 @@ fn a_repository_that_fills_up_at_any_point_fails_the_backup_with_the_cause_and_n
                     return Err(format!("{error}; {}", failed["error_message"]));
                 }
             }
-            drop(client);
             let (status, answer) = hub.complete(&id, number, &vm.change_id(number));
+            // Not before: a disk that nobody is connected to may be given up.
+            drop(client);
             if status != 200 {
                 assert_eq!(
                     (status, &hub.backup(&id)["status"]),

@@ -168,6 +168,10 @@ impl Background {
         super::support::ok("kill", &["-s", "INT", &pid]);
     }
 
+    pub fn has_ended(&mut self) -> bool {
+        self.0.as_mut().unwrap().try_wait().unwrap().is_some()
+    }
+
     /// Its exit code, and all it said.
     pub fn wait(mut self) -> (Option<i32>, String) {
         let output = self.0.take().unwrap().wait_with_output().unwrap();
@@ -202,6 +206,12 @@ impl Gated {
 
     pub fn open(&self) {
         *self.left.lock().unwrap() = usize::MAX;
+        self.opened.notify_all();
+    }
+
+    /// Lets one more read through.
+    pub fn allow(&self) {
+        *self.left.lock().unwrap() += 1;
         self.opened.notify_all();
     }
 }

@@ -33,7 +33,7 @@ pub struct Hub {
 
 /// A port that is free, below those that the system gives to outgoing connections: it stays free
 /// while the hub is away.
-fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     loop {
         let number = std::process::id()
@@ -79,7 +79,7 @@ impl Hub {
              [backups]\n{}{}{backups}\n\
              {nbd_section}{}",
             if backups.contains("min_free") { "" } else { "min_free = \"1M\"\n" },
-            if backups.contains("reconnect") { "" } else { "reconnect_seconds = 2\n" },
+            if backups.contains("reconnect") { "" } else { "reconnect_seconds = 60\n" },
             if nbd_section.is_empty() {
                 sections.replace("[nbd]", &format!("[nbd]\nlisten = [\"127.0.0.1:{nbd}\"]"))
             } else {
