@@ -4,8 +4,8 @@
 mod capture_support;
 mod hub_support;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Once};
 use std::time::Duration;
 
 use capture_support::{Disk, Proxy, pattern};
@@ -322,6 +322,88 @@ fn a_server_that_does_not_come_back_ends_the_copy_with_the_cause() {
     let lost = copy(&Disk::of(&bytes).source(), &target, &Changes::Everything, &progress);
     assert!(matches!(lost, Err(CaptureError::Lost { .. })), "{lost:?}");
     assert!(progress.cuts() > 1);
+}
+
+/// Does something once so much was sent.
+struct Midway<F> {
+    progress: Progress,
+    after: u64,
+    act: F,
+    acted: Once,
+}
+
+impl<F: Fn() + Sync> Observer for Midway<F> {
+    fn planned(&self, bytes: u64) {
+        self.progress.planned(bytes);
+    }
+
+    fn read(&self, bytes: u64) {
+        self.progress.read(bytes);
+    }
+
+    fn sent(&self, bytes: u64) {
+        self.progress.sent(bytes);
+        if self.progress.bytes_sent() >= self.after {
+            self.acted.call_once(&self.act);
+        }
+    }
+
+    fn done(&self, bytes: u64) {
+        self.progress.done(bytes);
+    }
+
+    fn cut(&self, cause: &CaptureError) {
+        self.progress.cut(cause);
+    }
+
+    fn is_cancelled(&self) -> bool {
+        self.progress.is_cancelled()
+    }
+}
+
+/// A copy in small requests; `act` is called once 2 MiB were sent.
+fn disturbed(
+    bytes: &[u8],
+    target: &Target,
+    act: impl Fn() + Sync,
+) -> Result<Summary, CaptureError> {
+    let target = Target { request: 1 << 16, ..target.clone() };
+    let observer = Midway { progress: Progress::new(), after: 2 * MIB, act, acted: Once::new() };
+    copy(&Disk::of(bytes).source(), &target, &Changes::Everything, &observer)
+}
+
+#[test]
+fn a_server_that_says_it_is_about_to_end_is_waited_for() {
+    let bytes = pattern(16 << 20, 21);
+    let device = Arc::new(MemoryDevice::new(bytes.len(), false));
+    let hub = hub(&device);
+    // As after a restart: whoever comes now gets another export of the same disk.
+    let restart = || {
+        hub.server.exports.remove("disk").unwrap().begin_shutdown();
+        hub.add("disk", device.clone());
+    };
+    let summary = disturbed(&bytes, &target(&hub), restart).unwrap();
+    assert_eq!(summary.reconnects, 1);
+    assert!(device.snapshot() == bytes);
+}
+
+#[test]
+fn an_export_that_takes_no_more_or_is_gone_ends_the_copy_with_the_servers_word() {
+    let bytes = pattern(16 << 20, 22);
+    for connections in [1, 4] {
+        let hub = hub(&Arc::new(MemoryDevice::new(bytes.len(), false)));
+        let target = Target { connections, ..target(&hub) };
+        let close = || hub.server.exports.get("disk").unwrap().begin_shutdown();
+        let closed = disturbed(&bytes, &target, close).unwrap_err();
+        assert!(matches!(closed, CaptureError::Closed { .. }), "{closed}");
+        assert!(closed.to_string().contains("shutting down"), "{closed}");
+    }
+    let hub = hub(&Arc::new(MemoryDevice::new(bytes.len(), false)));
+    let target = Target { reconnect: Duration::from_secs(1), ..target(&hub) };
+    let remove = || hub.server.exports.remove("disk").unwrap().begin_shutdown();
+    let lost = disturbed(&bytes, &target, remove).unwrap_err();
+    assert!(matches!(lost, CaptureError::Lost { .. }), "{lost}");
+    assert!(lost.to_string().contains("no export named 'disk'"), "{lost}");
 }
 
 #[test]

@@ -10,7 +10,7 @@ use super::observer::Observer;
 use super::plan::{Changes, Feeder};
 use super::source::Source;
 use super::target::Target;
-use super::worker::{End, Round};
+use super::worker::{End, Round, is_shutdown};
 use crate::nbd::client::{Client, ClientError};
 
 /// Time before a cut connection is tried for the first time; doubled each time.
@@ -21,6 +21,9 @@ const LONGEST_WAIT: Duration = Duration::from_secs(5);
 const TICK: Duration = Duration::from_millis(50);
 /// Cuts in a row without any flush answered between them after which the copy is given up.
 const FRUITLESS_CUTS: u32 = 16;
+/// Answers in a row that the server is about to end, after which the export is taken for closed: one
+/// that does end lets nobody connect.
+const CLOSED: u32 = 3;
 
 /// What a copy did. What was sent again after a cut counts again.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -93,6 +96,7 @@ impl Job<'_> {
         let since = Instant::now();
         let mut lost = self.lost(since, cause);
         let mut wait = FIRST_WAIT;
+        let mut closed = 0;
         loop {
             self.observer.cut(&lost);
             let left = self.target.reconnect.saturating_sub(since.elapsed());
@@ -103,7 +107,13 @@ impl Job<'_> {
             wait = (wait * 2).min(LONGEST_WAIT);
             match self.resume() {
                 Ok(clients) => return Ok(clients),
-                Err(End::Cut(cause)) => lost = self.lost(since, cause),
+                Err(End::Cut(cause)) => {
+                    closed = if is_shutdown(&cause) { closed + 1 } else { 0 };
+                    if closed >= CLOSED {
+                        return Err(self.closed(cause));
+                    }
+                    lost = self.lost(since, cause);
+                }
                 Err(End::Final(error)) => return Err(error),
             }
         }
@@ -111,6 +121,10 @@ impl Job<'_> {
 
     fn lost(&self, since: Instant, cause: ClientError) -> CaptureError {
         CaptureError::Lost { target: self.target.to_string(), tried: since.elapsed(), cause }
+    }
+
+    fn closed(&self, cause: ClientError) -> CaptureError {
+        CaptureError::Closed { target: self.target.to_string(), cause }
     }
 
     fn resume(&self) -> Result<Vec<Client>, End> {
@@ -159,8 +173,9 @@ impl Job<'_> {
 }
 
 /// Copies `changes` of a source into a target of the same size, and flushes. Blocks until the last
-/// flush was answered. A connection that is cut is tried again as long as the target says; an error
-/// of the source, or one that the target answers, ends the copy.
+/// flush was answered. A connection that is cut, and a server that says it is about to end, is tried
+/// again as long as the target says; an error of the source, or another one that the target answers,
+/// ends the copy.
 ///
 /// # Errors
 /// As [`CaptureError`] says. What is in the target then is incomplete.
@@ -187,6 +202,7 @@ pub fn copy(
     let job = Job { source, target, changes, observer, counts, ledger, grain };
     let mut reconnects = 0;
     let mut fruitless = 0;
+    let mut closed = 0;
     loop {
         // What a cut costs is what was sent since the last flush: less each time in a row.
         let flush_every = (target.flush_every >> fruitless).max(1);
@@ -196,7 +212,12 @@ pub fn copy(
             Err(End::Final(error)) => return Err(error),
             Err(End::Cut(cause)) => cause,
         };
-        fruitless = if job.ledger().flushes() > flushes { 0 } else { fruitless + 1 };
+        let fruitful = job.ledger().flushes() > flushes;
+        closed = if is_shutdown(&cause) && !fruitful { closed + 1 } else { 0 };
+        if closed >= CLOSED {
+            return Err(job.closed(cause));
+        }
+        fruitless = if fruitful { 0 } else { fruitless + 1 };
         if fruitless >= FRUITLESS_CUTS {
             let target = target.to_string();
             return Err(CaptureError::Unstable { target, cuts: fruitless, cause });

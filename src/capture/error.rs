@@ -46,7 +46,7 @@ pub enum CaptureError {
         /// Bytes of the target.
         into: u64,
     },
-    /// The target answered with an error, or broke the protocol.
+    /// The target answered with an error other than that it is about to end, or broke the protocol.
     #[error("{what} at the target {target} failed: {cause}")]
     Failed {
         /// Address and export.
@@ -82,6 +82,15 @@ pub enum CaptureError {
         /// Cuts in a row.
         cuts: u32,
         /// The last failure.
+        #[source]
+        cause: ClientError,
+    },
+    /// The server lets the copy connect and takes no requests.
+    #[error("the target {target} can be connected to and takes no more requests: {cause}")]
+    Closed {
+        /// Address and export.
+        target: String,
+        /// The server's answer.
         #[source]
         cause: ClientError,
     },

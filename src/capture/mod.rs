@@ -7,7 +7,8 @@
 //!   says that it is durable. After a cut everything else is sent again.
 //! - What is left out reads the same in the target already: it reads as zeroes there, or has the same
 //!   checksum.
-//! - An error that the server answers ends the copy; only broken connections are tried again.
+//! - An error that the server answers ends the copy, unless it says that it is about to end. That and
+//!   broken connections are tried again.
 //!
 //! The source must not change meanwhile: a snapshot, a stopped machine, or what a hypervisor exports
 //! for a backup.

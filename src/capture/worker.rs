@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 use std::sync::{Mutex, PoisonError};
 
-use nbd_proto::{CommandFlags, CommandType, TransmissionFlags};
+use nbd_proto::{CommandFlags, CommandType, Errno, TransmissionFlags};
 
 use super::copy::Job;
 use super::error::CaptureError;
@@ -21,7 +21,7 @@ const _: () = assert!(IN_FLIGHT <= MAX_IN_FLIGHT, "the client carries them");
 /// Why a round ended early.
 #[derive(Debug)]
 pub(super) enum End {
-    /// A connection failed: it is worth trying again.
+    /// A connection failed, or the server is about to end: it is worth trying again.
     Cut(ClientError),
     /// Anything else.
     Final(CaptureError),
@@ -38,6 +38,7 @@ impl End {
     pub(super) fn of(job: &Job<'_>, what: &str, cause: ClientError) -> Self {
         match cause {
             ClientError::Io(_) => Self::Cut(cause),
+            _ if is_shutdown(&cause) => Self::Cut(cause),
             _ => Self::Final(CaptureError::Failed {
                 target: job.target.to_string(),
                 what: what.to_owned(),
@@ -45,6 +46,11 @@ impl End {
             }),
         }
     }
+}
+
+/// Whether the server answered that it is about to end, or that the export is closed.
+pub(super) fn is_shutdown(cause: &ClientError) -> bool {
+    matches!(cause, ClientError::Failed { errno: Errno::Shutdown, .. })
 }
 
 /// From the first connection of a copy, or the first after a cut, to the next cut or the end.
