@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::geometry::Geometry;
 use crate::header::{Compression, Header};
 use crate::meta::read_words;
-use crate::storage::Storage;
+use crate::storage::{Span, Storage};
 use crate::table::entry::decode_l1;
 use crate::table::segment::{Segment, SegmentKind, map_slice, push};
 use crate::types::{GuestOffset, HostOffset};
@@ -17,6 +17,10 @@ enum Format {
     Raw,
     Qcow2 { geometry: Geometry, l1: Box<[u64]>, compression: Compression },
 }
+
+/// The slice of an L2 table that was read last, and its place: who asks for one range after the other
+/// reads each slice once.
+pub(crate) type LastSlice = Option<(u64, Box<[u64]>)>;
 
 /// A backing file: raw, or QCOW2 with its L1 table in memory.
 pub(crate) struct Layer {
@@ -56,7 +60,12 @@ impl Layer {
     ///
     /// # Errors
     /// `Io`, `Corrupt`, with the layer's path.
-    pub(crate) fn segments(&self, start: u64, end: u64, out: &mut Vec<Segment>) -> Result<()> {
+    pub(crate) fn segments(
+        &self,
+        (start, end): (u64, u64),
+        last: &mut LastSlice,
+        out: &mut Vec<Segment>,
+    ) -> Result<()> {
         let inside_end = end.min(self.size);
         if start < inside_end {
             let mapped = match &self.format {
@@ -67,7 +76,7 @@ impl Layer {
                     Ok(())
                 }
                 Format::Qcow2 { geometry, l1, .. } => {
-                    self.qcow2_segments(geometry, l1, start, inside_end, out)
+                    self.qcow2_segments((geometry, l1), (start, inside_end), last, out)
                 }
             };
             mapped.map_err(|e| e.in_file(&self.path))?;
@@ -82,10 +91,9 @@ impl Layer {
 
     fn qcow2_segments(
         &self,
-        geometry: &Geometry,
-        l1: &[u64],
-        start: u64,
-        end: u64,
+        (geometry, l1): (&Geometry, &[u64]),
+        (start, end): (u64, u64),
+        last: &mut LastSlice,
         out: &mut Vec<Segment>,
     ) -> Result<()> {
         let (table_span, slice_span) = (geometry.table_span(), geometry.slice_span());
@@ -110,8 +118,13 @@ impl Layer {
                 ))
                 .at_guest(at));
             }
-            let words = read_words(&*self.storage, table + inside, geometry.slice_words())?;
-            map_slice(geometry, Some(&words), at, slice_end, out)?;
+            let place = table + inside;
+            if last.as_ref().is_none_or(|(known, _)| *known != place.0) {
+                let words = read_words(&*self.storage, place, geometry.slice_words())?;
+                *last = Some((place.0, words));
+            }
+            let words = last.as_ref().map(|(_, words)| &**words);
+            map_slice(geometry, words, at, slice_end, out)?;
             at = slice_end;
         }
         Ok(())
@@ -121,12 +134,11 @@ impl Layer {
     ///
     /// # Errors
     /// `Io`; `Corrupt` where the file ends before `host`.
-    pub(crate) fn read_host(&self, buf: &mut [u8], host: HostOffset) -> Result<()> {
+    pub(crate) fn read_host(&self, buf: &mut [u8], host: HostOffset, span: Span) -> Result<()> {
         if host.0 >= self.file_len {
             return Err(past_end(host, self.file_len).in_file(&self.path));
         }
-        self.storage
-            .read_at(buf, host.0)
+        span.read(&*self.storage, buf, host.0)
             .map_err(|e| Error::io(format!("cannot read {} bytes at {host}", buf.len()), e))
             .map_err(|e| e.in_file(&self.path))
     }

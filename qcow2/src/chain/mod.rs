@@ -18,7 +18,7 @@ pub(crate) use layer::past_end;
 use crate::compressed::ClusterReader;
 use crate::error::{Error, ErrorKind, Result};
 use crate::header::{BackingFormat, Header};
-use crate::storage::{Identity, Storage};
+use crate::storage::{Identity, Span, Storage};
 use crate::table::segment::SegmentKind;
 use layer::Layer;
 pub(crate) use windows::Extent;
@@ -168,20 +168,20 @@ impl Chain {
     }
 
     /// Fills `buf` with the bytes of the chain at `start`.
-    pub(crate) fn read(&self, buf: &mut [u8], start: u64) -> Result<()> {
+    pub(crate) fn read(&self, buf: &mut [u8], start: u64, span: Span) -> Result<()> {
         let end = start + buf.len() as u64;
         let mut rest = buf;
         self.extents(start, end, &mut |extent| {
             // The extents cover the buffer exactly.
             #[allow(clippy::cast_possible_truncation, reason = "bounded by the buffer")]
             let (part, tail) = std::mem::take(&mut rest).split_at_mut(extent.length as usize);
-            self.read_extent(part, extent).map_err(|e| e.at_guest(extent.guest))?;
+            self.read_extent(part, extent, span).map_err(|e| e.at_guest(extent.guest))?;
             rest = tail;
             Ok(true)
         })
     }
 
-    fn read_extent(&self, buf: &mut [u8], extent: Extent) -> Result<()> {
+    fn read_extent(&self, buf: &mut [u8], extent: Extent, span: Span) -> Result<()> {
         match extent.kind {
             SegmentKind::Unallocated
             | SegmentKind::ZeroPlain
@@ -189,7 +189,7 @@ impl Chain {
                 buf.fill(0);
                 Ok(())
             }
-            SegmentKind::Data { host, .. } => self.layers[extent.layer].read_host(buf, host),
+            SegmentKind::Data { host, .. } => self.layers[extent.layer].read_host(buf, host, span),
             SegmentKind::Compressed(data) => {
                 let layer = &self.layers[extent.layer];
                 let Some((compression, cluster_size)) = layer.compression() else {

@@ -139,9 +139,10 @@ fn resolve(layers: &[Layer], start: u64, end: u64) -> Result<Vec<Extent>> {
     let mut segments: Vec<Segment> = Vec::new();
     for (layer, file) in layers.iter().enumerate() {
         let mut still_open = Vec::new();
-        for (from, to) in open {
+        let mut last = None;
+        for range in open {
             segments.clear();
-            file.segments(from, to, &mut segments)?;
+            file.segments(range, &mut last, &mut segments)?;
             for segment in &segments {
                 let Segment { guest, length, kind } = *segment;
                 if kind == SegmentKind::Unallocated {
@@ -165,4 +166,74 @@ fn resolve(layers: &[Layer], start: u64, end: u64) -> Result<Vec<Extent>> {
     }));
     found.sort_unstable_by_key(|extent| extent.guest);
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::chain::{Chain, FileGate, OpenGate, Reference};
+    use crate::header::BackingFormat;
+    use crate::image::Image;
+    use crate::image::create::{CreateOptions, create};
+    use crate::image::open::OpenOptions;
+    use crate::storage::Storage;
+    use crate::storage::fault::FaultStorage;
+
+    /// Counts what is asked of the files that it opens.
+    #[derive(Default)]
+    struct Counting(Mutex<Vec<Arc<FaultStorage>>>);
+
+    impl OpenGate for Counting {
+        fn open(
+            &self,
+            referrer: &Path,
+            name: &str,
+        ) -> Result<(std::path::PathBuf, Arc<dyn Storage>)> {
+            let (path, file) = FileGate { lock: false }.open(referrer, name)?;
+            let counted = Arc::new(FaultStorage::new(file));
+            self.0.lock().unwrap().push(Arc::clone(&counted));
+            Ok((path, counted))
+        }
+    }
+
+    #[test]
+    fn a_chain_of_many_fragments_is_looked_up_with_one_read_per_file_and_slice() {
+        const SIZE: u64 = 16 << 20;
+        let dir = tempfile::tempdir().unwrap();
+        let mut below: Option<String> = None;
+        for number in 0..4 {
+            let name = format!("{number}.qcow2");
+            let mut options = CreateOptions::new(SIZE);
+            if let Some(below) = below {
+                options = options.backing(below, BackingFormat::Qcow2);
+            }
+            create(&dir.path().join(&name), &options).unwrap();
+            let image = Image::open(&dir.path().join(&name), &OpenOptions::new()).unwrap();
+            // Every fourth cluster is in each file.
+            for at in (number << 16..SIZE).step_by(4 << 16) {
+                image.write_at(&[1; 512], at).unwrap();
+            }
+            image.close().unwrap();
+            below = Some(name);
+        }
+        let gate = Counting::default();
+        let name = "3.qcow2";
+        let reference = Reference { name, format: Some("qcow2") };
+        let top = dir.path().join("top.qcow2");
+        let chain = Chain::open(&gate, &top, None, reference, 10, 32 << 20).unwrap();
+        let calls = || gate.0.lock().unwrap().iter().map(|file| file.calls()).sum::<u64>();
+        let before = calls();
+        let mut layers = Vec::new();
+        chain
+            .extents(0, SIZE, &mut |extent| {
+                layers.push(extent.layer);
+                Ok(true)
+            })
+            .unwrap();
+        assert_eq!(layers.len(), 256);
+        assert!(layers.chunks(4).all(|four| four == [3, 2, 1, 0]));
+        assert_eq!(calls() - before, 4);
+    }
 }

@@ -3,6 +3,7 @@
 use super::Image;
 use crate::chain::past_end;
 use crate::error::{Error, Result};
+use crate::storage::Span;
 use crate::table::segment::{Segment, SegmentKind};
 
 impl Image {
@@ -20,6 +21,7 @@ impl Image {
     /// Reads a range that the caller has entered.
     pub(super) fn read_entered(&self, buf: &mut [u8], offset: u64) -> Result<()> {
         let end = offset + buf.len() as u64;
+        let span = Span::of(buf.len());
         let mut segments = Vec::new();
         self.meta()
             .segments(&*self.storage, offset, end, &mut segments)
@@ -29,21 +31,21 @@ impl Image {
             // The segments cover the buffer exactly.
             #[allow(clippy::cast_possible_truncation, reason = "bounded by the buffer")]
             let (part, tail) = rest.split_at_mut(segment.length as usize);
-            self.read_segment(part, segment).map_err(|e| e.at_guest(segment.guest.0))?;
+            self.read_segment(part, segment, span).map_err(|e| e.at_guest(segment.guest.0))?;
             rest = tail;
         }
         Ok(())
     }
 
     /// Fills `buf` with the content of the whole of `segment`.
-    fn read_segment(&self, buf: &mut [u8], segment: &Segment) -> Result<()> {
+    fn read_segment(&self, buf: &mut [u8], segment: &Segment, span: Span) -> Result<()> {
         match segment.kind {
             SegmentKind::ZeroPlain | SegmentKind::ZeroAllocated { .. } => {
                 buf.fill(0);
                 Ok(())
             }
             SegmentKind::Unallocated => match &self.chain {
-                Some(chain) => chain.read(buf, segment.guest.0),
+                Some(chain) => chain.read(buf, segment.guest.0, span),
                 None => {
                     buf.fill(0);
                     Ok(())
@@ -54,8 +56,7 @@ impl Image {
                     let length = self.file_len.load(std::sync::atomic::Ordering::Relaxed);
                     return Err(past_end(host, length).in_file(&self.path));
                 }
-                self.storage
-                    .read_at(buf, host.0)
+                span.read(&*self.storage, buf, host.0)
                     .map_err(|e| Error::io(format!("cannot read {} bytes at {host}", buf.len()), e))
                     .map_err(|e| e.in_file(&self.path))
             }

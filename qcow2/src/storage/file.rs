@@ -2,22 +2,25 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::OnceLock;
 
-use rustix::fs::{Advice, FallocateFlags, SeekFrom};
+use rustix::fs::{Advice, FallocateFlags, FileType, SeekFrom, fstat};
 use rustix::io::Errno;
 
 use super::direct::Direct;
 use super::{Identity, Storage};
 use crate::lock;
 
-/// Positional access to a file: through the page cache, and around it for large writes once
-/// [`FileStorage::write_directly`] was called.
+/// Positional access to a file: through the page cache, and around it for parts of long reads, and for
+/// large writes once [`FileStorage::write_directly`] was called.
 #[derive(Debug)]
 pub struct FileStorage {
     file: File,
     direct: Option<Direct>,
+    /// Opened with the first long read: a file that nobody reads has one descriptor.
+    direct_reads: OnceLock<Option<Direct>>,
     block_device: bool,
     identity: Identity,
 }
@@ -44,24 +47,39 @@ impl FileStorage {
     /// # Errors
     /// Those of fstat(2); `InvalidInput` for what is neither a regular file nor a block device.
     pub fn from_file(file: File) -> io::Result<Self> {
-        let meta = file.metadata()?;
-        let kind = meta.file_type();
-        let block_device = kind.is_block_device();
-        if !kind.is_file() && !block_device {
+        let meta = fstat(&file)?;
+        let kind = FileType::from_raw_mode(meta.st_mode);
+        let block_device = kind == FileType::BlockDevice;
+        if kind != FileType::RegularFile && !block_device {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
                 "neither a regular file nor a block device",
             ));
         }
-        let identity = Identity { device: meta.dev(), inode: meta.ino() };
-        Ok(Self { file, direct: None, block_device, identity })
+        let identity = Identity { device: meta.st_dev, inode: meta.st_ino };
+        Ok(Self { file, direct: None, direct_reads: OnceLock::new(), block_device, identity })
     }
 
     /// Lets large aligned writes bypass the page cache, where the file system can; returns whether
     /// it can.
     pub fn write_directly(&mut self) -> bool {
-        self.direct = Direct::open(&self.file);
+        self.direct = Direct::for_writing(&self.file);
         self.direct.is_some()
+    }
+
+    /// The file opened once more for parts of long reads, with `O_DIRECT`; `None` where its file system
+    /// has no such reads.
+    pub fn direct_reads(&self) -> Option<&File> {
+        self.reader().map(Direct::file)
+    }
+
+    /// Takes over a descriptor for parts of long reads; without one they go through the page cache.
+    pub fn read_with(&mut self, direct: Option<File>) {
+        self.direct_reads = OnceLock::from(direct.map(Direct::reading));
+    }
+
+    fn reader(&self) -> Option<&Direct> {
+        self.direct_reads.get_or_init(|| Direct::for_reading(&self.file)).as_ref()
     }
 
     /// Takes the locks that qemu's programs take: for writing, or for reading. `path` names the
@@ -89,7 +107,7 @@ impl Storage for FileStorage {
         if self.block_device {
             return Ok(rustix::fs::seek(&self.file, SeekFrom::End(0))?);
         }
-        Ok(self.file.metadata()?.len())
+        Ok(fstat(&self.file)?.st_size.cast_unsigned())
     }
 
     fn read_at(&self, mut buf: &mut [u8], mut offset: u64) -> io::Result<()> {
@@ -108,6 +126,21 @@ impl Storage for FileStorage {
             }
         }
         Ok(())
+    }
+
+    fn read_once_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        let Some(direct) = self.reader() else { return self.read_at(buf, offset) };
+        let (start, end) = direct.part(buf, offset);
+        if start > 0 {
+            self.read_at(&mut buf[..start], offset)?;
+        }
+        // The end of the file may lie within, and a device may do less than it was asked for.
+        let read = match &mut buf[start..end] {
+            [] => 0,
+            part => direct.read_at(part, offset + start as u64)?,
+        };
+        let rest = start + read;
+        if rest < buf.len() { self.read_at(&mut buf[rest..], offset + rest as u64) } else { Ok(()) }
     }
 
     fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
@@ -176,5 +209,69 @@ impl Storage for FileStorage {
 
     fn identity(&self) -> Option<Identity> {
         Some(self.identity)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::PageBuffer;
+    use super::*;
+
+    fn file(dir: &Path, bytes: &[u8]) -> FileStorage {
+        let path = dir.join("file");
+        std::fs::write(&path, bytes).unwrap();
+        FileStorage::open(&path, true).unwrap()
+    }
+
+    #[test]
+    fn parts_of_long_reads_are_what_is_there_however_they_lie() {
+        let dir = tempfile::tempdir().unwrap();
+        let bytes: Vec<u8> = (0..251).cycle().take(300_001).collect();
+        let storage = file(dir.path(), &bytes);
+        for (offset, length, skew) in [
+            (0, 300_001, 0),
+            (4096, 8192, 0),
+            (4096, 8192, 1),
+            (100, 200_000, 0),
+            (100, 200_000, 7),
+            // Past the end all is zero.
+            (299_008, 8192, 0),
+            (303_104, 4096, 0),
+        ] {
+            let mut buffer = PageBuffer::new(offset + skew, length);
+            buffer.fill(0xff);
+            storage.read_once_at(&mut buffer, offset).unwrap();
+            let start = usize::try_from(offset).unwrap().min(bytes.len());
+            let there = &bytes[start..(start + length).min(bytes.len())];
+            let wanted = [there, &vec![0; length - there.len()]].concat();
+            assert!(*buffer == *wanted, "{length} bytes at {offset}, {skew} askew");
+        }
+    }
+
+    #[test]
+    fn a_long_read_sees_what_was_written_through_the_page_cache() {
+        let dir = tempfile::tempdir().unwrap();
+        let storage = file(dir.path(), &vec![1; 64 << 10]);
+        let mut buffer = PageBuffer::new(0, 64 << 10);
+        for byte in 2..50 {
+            storage.write_at(&[byte; 5000], 3000).unwrap();
+            storage.read_once_at(&mut buffer, 0).unwrap();
+            assert!(buffer[3000..8000].iter().all(|b| *b == byte));
+        }
+    }
+
+    #[test]
+    fn a_file_without_direct_reads_is_read_through_the_page_cache() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut storage = file(dir.path(), &[7; 8192]);
+        storage.read_with(None);
+        assert!(storage.direct_reads().is_none());
+        let mut buffer = PageBuffer::new(0, 8192);
+        storage.read_once_at(&mut buffer, 0).unwrap();
+        assert!(buffer.iter().all(|byte| *byte == 7));
+        // One that takes no direct reads although it was opened for them.
+        storage.read_with(Some(File::open("/dev/null").unwrap()));
+        storage.read_once_at(&mut buffer, 0).unwrap();
+        assert!(buffer.iter().all(|byte| *byte == 7));
     }
 }

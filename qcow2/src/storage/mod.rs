@@ -3,6 +3,7 @@
 //! The engine never touches a file by other means, so that tests can record, reorder, fail and
 //! forget writes.
 
+mod buffer;
 mod direct;
 #[cfg(any(test, feature = "test-util"))]
 pub mod fault;
@@ -11,6 +12,7 @@ mod mem;
 #[cfg(any(test, feature = "test-util"))]
 pub mod record;
 
+pub use buffer::PageBuffer;
 pub use file::FileStorage;
 pub use mem::MemStorage;
 
@@ -39,6 +41,12 @@ pub trait Storage: Send + Sync {
 
     /// Fills `buf` from byte `offset`; what lies past the end reads as zeroes.
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()>;
+
+    /// The same for a part of a long read, whose bytes are hardly wanted again soon: they need not be
+    /// kept in any cache.
+    fn read_once_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        self.read_at(buf, offset)
+    }
 
     /// Writes all of `buf` at byte `offset`, growing the storage where needed.
     fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()>;
@@ -72,5 +80,30 @@ pub trait Storage: Send + Sync {
     /// What tells this storage from others; `None` where nothing does.
     fn identity(&self) -> Option<Identity> {
         None
+    }
+}
+
+/// Shortest read of a virtual disk that is long, in bytes: what restores and copies ask for, and
+/// machines hardly do.
+const LONG_READ: usize = 128 << 10;
+
+/// How long a read is as a whole; a storage sees parts of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Span {
+    Short,
+    Long,
+}
+
+impl Span {
+    pub(crate) fn of(length: usize) -> Self {
+        if length < LONG_READ { Self::Short } else { Self::Long }
+    }
+
+    /// Reads a part.
+    pub(crate) fn read(self, storage: &dyn Storage, buf: &mut [u8], at: u64) -> io::Result<()> {
+        match self {
+            Self::Short => storage.read_at(buf, at),
+            Self::Long => storage.read_once_at(buf, at),
+        }
     }
 }
