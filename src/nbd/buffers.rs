@@ -2,6 +2,7 @@
 //! buffers that are used again.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use super::limits::{ALIGNMENT, PIECE};
@@ -15,16 +16,44 @@ const SMALLEST: usize = 16 << 10;
 #[derive(Debug)]
 pub struct Budget {
     state: Mutex<BudgetState>,
-    returned: Condvar,
     total: usize,
 }
 
 #[derive(Debug)]
 struct BudgetState {
     free: usize,
-    next_ticket: u64,
-    waiting: VecDeque<u64>,
+    waiting: VecDeque<Waiting>,
     lowest: usize,
+}
+
+/// Somebody who waits for so many bytes.
+#[derive(Debug)]
+struct Waiting {
+    bytes: usize,
+    turn: Arc<Turn>,
+}
+
+/// Each has one of its own: whoever gives back wakes those that get something, and nobody else.
+#[derive(Debug, Default)]
+struct Turn {
+    came: Condvar,
+    has_come: AtomicBool,
+}
+
+impl BudgetState {
+    fn give(&mut self, bytes: usize) {
+        self.free -= bytes;
+        self.lowest = self.lowest.min(self.free);
+    }
+
+    /// Gives to those who wait, as long as there is enough for the first.
+    fn serve(&mut self) {
+        while let Some(first) = self.waiting.pop_front_if(|first| first.bytes <= self.free) {
+            self.give(first.bytes);
+            first.turn.has_come.store(true, Ordering::Relaxed);
+            first.turn.came.notify_one();
+        }
+    }
 }
 
 /// Bytes taken from a [`Budget`]; given back when dropped.
@@ -37,9 +66,8 @@ pub struct Share {
 impl Budget {
     /// A budget of `total` bytes.
     pub fn new(total: usize) -> Arc<Self> {
-        let state =
-            BudgetState { free: total, next_ticket: 0, waiting: VecDeque::new(), lowest: total };
-        Arc::new(Self { state: Mutex::new(state), returned: Condvar::new(), total })
+        let state = BudgetState { free: total, waiting: VecDeque::new(), lowest: total };
+        Arc::new(Self { state: Mutex::new(state), total })
     }
 
     fn lock(&self) -> MutexGuard<'_, BudgetState> {
@@ -51,26 +79,16 @@ impl Budget {
     pub fn take(self: &Arc<Self>, bytes: usize) -> Share {
         let bytes = bytes.min(self.total);
         let mut state = self.lock();
-        if !state.waiting.is_empty() || state.free < bytes {
-            let ticket = state.next_ticket;
-            state.next_ticket += 1;
-            state.waiting.push_back(ticket);
-            while state.waiting.front() != Some(&ticket) || state.free < bytes {
-                state = self.returned.wait(state).unwrap_or_else(PoisonError::into_inner);
+        if state.waiting.is_empty() && state.free >= bytes {
+            state.give(bytes);
+        } else {
+            let turn = Arc::<Turn>::default();
+            state.waiting.push_back(Waiting { bytes, turn: Arc::clone(&turn) });
+            while !turn.has_come.load(Ordering::Relaxed) {
+                state = turn.came.wait(state).unwrap_or_else(PoisonError::into_inner);
             }
-            state.waiting.pop_front();
         }
-        state.free -= bytes;
-        state.lowest = state.lowest.min(state.free);
-        self.wake(&state);
         Share { budget: Arc::clone(self), bytes }
-    }
-
-    /// Tells those who wait, where there are any: telling nobody costs a system call too.
-    fn wake(&self, state: &BudgetState) {
-        if !state.waiting.is_empty() {
-            self.returned.notify_all();
-        }
     }
 
     /// Whether somebody waits.
@@ -88,7 +106,7 @@ impl Drop for Share {
     fn drop(&mut self) {
         let mut state = self.budget.lock();
         state.free += self.bytes;
-        self.budget.wake(&state);
+        state.serve();
     }
 }
 

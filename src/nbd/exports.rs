@@ -148,12 +148,13 @@ impl Export {
         device: Arc<dyn BlockDevice>,
         limits: &Limits,
     ) -> Arc<Self> {
+        let threads = if device.info().read_only { limits.readers } else { limits.workers };
         Arc::new(Self {
             name,
             description,
             device,
             stats: Stats::default(),
-            workers: Workers::new(limits.workers),
+            workers: Workers::new(threads),
             pace: Pace::default(),
             max_connections: limits.connections_per_export,
             max_payload: limits.max_payload,

@@ -43,8 +43,10 @@ pub struct Limits {
     /// Time for the whole shutdown: requests finish, images flush and close.
     pub shutdown: Duration,
     /// Threads of one export that move pieces between memory and its disk: deep enough for disks
-    /// that answer late, and not so deep that sequential work becomes random.
+    /// that answer late, and not so deep that sequential writes become random.
     pub workers: usize,
+    /// The same for an export that is only read: what a long chain has in one place lies in many.
+    pub readers: usize,
 }
 
 impl Default for Limits {
@@ -64,6 +66,7 @@ impl Default for Limits {
             shutdown_notice: Duration::from_millis(200),
             shutdown: Duration::from_secs(30),
             workers: 6,
+            readers: 16,
         }
     }
 }
@@ -96,7 +99,7 @@ impl Limits {
                 self.buffered, self.max_payload
             ));
         }
-        if self.workers == 0 || self.requests_per_connection == 0 {
+        if self.workers.min(self.readers).min(self.requests_per_connection) == 0 {
             return Err("at least one worker and one request in flight are needed".into());
         }
         Ok(())
