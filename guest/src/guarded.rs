@@ -55,6 +55,10 @@ impl FileSystem for Guarded {
     fn layout(&self, file: Node, visit: &mut dyn FnMut(Piece) -> bool) -> Result<()> {
         call(|| format!("the layout of file {}", file.0), || self.0.layout(file, visit))
     }
+
+    fn checks_content(&self) -> bool {
+        self.0.checks_content()
+    }
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use crate::error::{Error, Result};
 use crate::fs::{Attributes, Cursor, Entry, FileSystem, FileType, Node, Piece, Place};
 use crate::path;
-use crate::source::Source;
+use crate::source::{DiskRange, Source};
 use crate::tree::{LISTING, Layout, Listed, Listing, Origin, PIECES, Placed, READ, Resolved, Tree};
 use crate::volumes::Volume;
 
@@ -60,11 +60,14 @@ impl<'a> LocalTree<'a> {
 
     /// Where a piece that is no longer than [`PIECE`] comes from.
     fn origin(&self, place: Place, length: u64) -> Origin {
-        let (offset, length) = match place {
+        type Told = fn(Vec<DiskRange>) -> Origin;
+        let (offset, length, told): (_, _, Told) = match place {
             Place::Hole => return Origin::Hole,
             Place::Elsewhere => return Origin::Unknown,
-            Place::Volume(offset) => (offset, length),
-            Place::Encoded { offset, length } if length <= PIECE => (offset, length),
+            Place::Volume(offset) => (offset, length, Origin::Plain),
+            Place::Encoded { offset, length } if length <= PIECE => {
+                (offset, length, Origin::Encoded)
+            }
             Place::Encoded { .. } => return Origin::Unknown,
         };
         let (mut ranges, mut covered, mut bounded) = (Vec::new(), 0_u64, true);
@@ -76,7 +79,7 @@ impl<'a> LocalTree<'a> {
             }
         });
         match bounded && covered == length {
-            true => Origin::Disks(ranges),
+            true => told(ranges),
             false => Origin::Unknown,
         }
     }
@@ -200,7 +203,7 @@ impl Tree for LocalTree<'_> {
     }
 
     fn layout(&self, file: Node, from: u64) -> Result<Layout> {
-        let mut layout = Layout::default();
+        let mut layout = Layout { checked: self.fs.checks_content(), ..Layout::default() };
         let mut ranges = 0;
         self.fs.layout(file, &mut |piece| {
             let mut left = Some(piece);
@@ -215,12 +218,10 @@ impl Tree for LocalTree<'_> {
                     return false;
                 }
                 let origin = self.origin(piece.place, piece.length);
-                if let Origin::Disks(found) = &origin {
-                    ranges += found.len();
-                    if ranges > RANGES && !layout.pieces.is_empty() {
-                        layout.next = Some(piece.offset);
-                        return false;
-                    }
+                ranges += origin.ranges().len();
+                if ranges > RANGES && !layout.pieces.is_empty() {
+                    layout.next = Some(piece.offset);
+                    return false;
                 }
                 layout.pieces.push(Placed { offset: piece.offset, length: piece.length, origin });
             }
@@ -236,7 +237,7 @@ mod tests {
     use crate::error::ErrorKind;
     use crate::fs::{About, Page};
     use crate::memory::MemoryFs;
-    use crate::source::{DiskRange, MemoryDisk};
+    use crate::source::MemoryDisk;
 
     fn disk() -> MemoryDisk {
         MemoryDisk { bytes: vec![0; 4096], disk: 1 }
@@ -405,8 +406,8 @@ mod tests {
             .collect();
         let wanted = [
             Origin::Hole,
-            Origin::Disks(vec![range(0, 512, 512), range(1, 0, 1024), range(0, 1024, 512)]),
-            Origin::Disks(vec![range(0, 0, 50)]),
+            Origin::Plain(vec![range(0, 512, 512), range(1, 0, 1024), range(0, 1024, 512)]),
+            Origin::Encoded(vec![range(0, 0, 50)]),
             Origin::Unknown,
         ];
         assert_eq!(found, wanted);

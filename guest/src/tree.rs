@@ -50,11 +50,22 @@ pub struct Resolved {
 pub enum Origin {
     /// Nowhere: it reads as zeroes.
     Hole,
-    /// These ranges of disks, as they are or in another form: as long as they and the layout are the
-    /// same, the piece is.
-    Disks(Vec<DiskRange>),
+    /// These ranges of disks, one after the other, byte for byte.
+    Plain(Vec<DiskRange>),
+    /// These ranges of disks in another form: as long as they and the layout are the same, the piece is.
+    Encoded(Vec<DiskRange>),
     /// It must be read to be known.
     Unknown,
+}
+
+impl Origin {
+    /// The ranges of disks.
+    pub fn ranges(&self) -> &[DiskRange] {
+        match self {
+            Self::Plain(ranges) | Self::Encoded(ranges) => ranges,
+            Self::Hole | Self::Unknown => &[],
+        }
+    }
 }
 
 /// A piece of a file.
@@ -75,6 +86,8 @@ pub struct Layout {
     pub pieces: Vec<Placed>,
     /// The byte of the file where to go on; `None` at the end.
     pub next: Option<u64>,
+    /// Reading compares the content with checksums, which the pieces do not tell.
+    pub checked: bool,
 }
 
 /// One volume's tree, read-only. Errors are those of [`FileSystem`](crate::FileSystem).

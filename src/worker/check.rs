@@ -113,12 +113,9 @@ pub(super) fn resolved(found: &Resolved) -> Checked {
 pub(super) fn layout(layout: &Layout, from: u64) -> Checked {
     let count = layout.pieces.len();
     ensure(count <= PIECES, || format!("a layout of {count} pieces"))?;
-    let of = |piece: &Placed| match &piece.origin {
-        Origin::Disks(ranges) => ranges.len(),
-        Origin::Hole | Origin::Unknown => 0,
-    };
-    let ranges: usize = layout.pieces.iter().map(of).sum();
+    let ranges: usize = layout.pieces.iter().map(|piece| piece.origin.ranges().len()).sum();
     ensure(ranges <= RANGES, || format!("a layout of {ranges} ranges of disks"))?;
+    layout.pieces.iter().try_for_each(plain)?;
     let mut end = None;
     for piece in &layout.pieces {
         let after = piece.offset.checked_add(piece.length).filter(|after| *after > piece.offset);
@@ -128,6 +125,14 @@ pub(super) fn layout(layout: &Layout, from: u64) -> Checked {
     }
     let goes_on = layout.next.is_none_or(|next| next > from && Some(next) == end);
     ensure(goes_on, || format!("a layout goes on at byte {:?}", layout.next))
+}
+
+/// What lies byte for byte on the disks is as long there as in the file.
+fn plain(piece: &Placed) -> Checked {
+    let Origin::Plain(ranges) = &piece.origin else { return Ok(()) };
+    let sum = ranges.iter().try_fold(0_u64, |sum, range| sum.checked_add(range.length));
+    let fits = sum == Some(piece.length) && ranges.iter().all(|range| range.length > 0);
+    ensure(fits, || format!("a piece of {} bytes lies in {sum:?} bytes", piece.length))
 }
 
 #[cfg(test)]
@@ -213,6 +218,7 @@ mod tests {
                 })
                 .collect(),
             next,
+            checked: false,
         };
         assert!(layout(&of(&[], None), 0).is_ok());
         assert!(layout(&of(&[(0, 10), (10, 5)], Some(15)), 3).is_ok());
@@ -229,7 +235,7 @@ mod tests {
         }
         let range = DiskRange { disk: 0, offset: 0, length: 1 };
         let mut many = of(&[(0, 10)], None);
-        many.pieces[0].origin = Origin::Disks(vec![range; RANGES + 1]);
+        many.pieces[0].origin = Origin::Encoded(vec![range; RANGES + 1]);
         assert!(layout(&many, 0).is_err());
     }
 

@@ -5,15 +5,13 @@ use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStringExt;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use guest::source::check_range;
 use guest::{DiskRange, Error, ErrorKind, Source};
-use qcow2::storage::{Identity, Storage};
+use qcow2::storage::{FileStorage, Identity, Storage};
 use qcow2::{Image, OpenGate, OpenOptions};
-use rustix::fs::{FileType, SeekFrom};
 
 use super::protocol::FileAbout;
 
@@ -22,21 +20,26 @@ const METADATA: usize = 4 << 20;
 
 /// A file that is open for reading. Its length is that of the start: nobody changes a restore point.
 struct ReadOnlyFile {
-    file: File,
+    file: FileStorage,
     length: u64,
-    identity: Identity,
 }
 
 impl ReadOnlyFile {
-    fn new(fd: OwnedFd) -> io::Result<Self> {
-        let meta = rustix::fs::fstat(&fd)?;
-        let length = match FileType::from_raw_mode(meta.st_mode) {
-            FileType::RegularFile => meta.st_size.cast_unsigned(),
-            FileType::BlockDevice => rustix::fs::seek(&fd, SeekFrom::End(0))?,
-            _ => return Err(io::Error::other("neither a regular file nor a block device")),
-        };
-        let identity = Identity { device: meta.st_dev, inode: meta.st_ino };
-        Ok(Self { file: File::from(fd), length, identity })
+    fn new(file: OwnedFd, direct: Option<OwnedFd>) -> io::Result<Self> {
+        let mut file = FileStorage::from_file(File::from(file))?;
+        file.read_with(direct.map(File::from));
+        let length = file.len()?;
+        Ok(Self { file, length })
+    }
+
+    /// Refuses what was read where the file has become shorter: what is missing is no zeroes.
+    fn check(&self) -> io::Result<()> {
+        let length = self.file.len()?;
+        if length < self.length {
+            let text = format!("the file ends at byte {length}, and had {}", self.length);
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, text));
+        }
+        Ok(())
     }
 }
 
@@ -45,27 +48,14 @@ impl Storage for ReadOnlyFile {
         Ok(self.length)
     }
 
-    fn read_at(&self, mut buf: &mut [u8], mut offset: u64) -> io::Result<()> {
-        while !buf.is_empty() {
-            match self.file.read_at(buf, offset) {
-                // It was longer when it was opened: what is missing is no zeroes.
-                Ok(0) if offset < self.length => {
-                    let text = format!("the file ends at byte {offset}, and had {}", self.length);
-                    return Err(io::Error::new(io::ErrorKind::UnexpectedEof, text));
-                }
-                Ok(0) => {
-                    buf.fill(0);
-                    return Ok(());
-                }
-                Ok(n) => {
-                    buf = &mut buf[n..];
-                    offset += n as u64;
-                }
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(e),
-            }
-        }
-        Ok(())
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        self.file.read_at(buf, offset)?;
+        self.check()
+    }
+
+    fn read_once_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        self.file.read_once_at(buf, offset)?;
+        self.check()
     }
 
     fn write_at(&self, _buf: &[u8], _offset: u64) -> io::Result<()> {
@@ -85,8 +75,16 @@ impl Storage for ReadOnlyFile {
     }
 
     fn identity(&self) -> Option<Identity> {
-        Some(self.identity)
+        self.file.identity()
     }
+}
+
+/// A file as it came: what was told of it, and its descriptors.
+pub(super) struct Received {
+    pub(super) about: FileAbout,
+    pub(super) file: OwnedFd,
+    /// For reads around the page cache.
+    pub(super) direct: Option<OwnedFd>,
 }
 
 /// A file below the top: who calls it what, its path, and the file until it is opened.
@@ -99,9 +97,9 @@ struct Below {
 
 /// Knows the files that came, each under the name that the image above it has for it. There are no
 /// others.
-struct Received(Mutex<Vec<Below>>);
+struct Gate(Mutex<Vec<Below>>);
 
-impl OpenGate for Received {
+impl OpenGate for Gate {
     fn open(&self, referrer: &Path, name: &str) -> qcow2::Result<(PathBuf, Arc<dyn Storage>)> {
         let mut files = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let known = files
@@ -149,15 +147,13 @@ impl Source for Disk {
 ///
 /// # Errors
 /// `Io` where the files are no chain, or the image cannot be read.
-pub(super) fn open(
-    number: u32,
-    chain: Vec<(FileAbout, OwnedFd)>,
-) -> guest::Result<Arc<dyn Source>> {
+pub(super) fn open(number: u32, chain: Vec<Received>) -> guest::Result<Arc<dyn Source>> {
     let failed =
         |e: &dyn std::fmt::Display| Error::new(ErrorKind::Io, format!("disk {number}: {e}"));
-    let mut files = chain.into_iter().map(|(about, fd)| {
+    let mut files = chain.into_iter().map(|Received { about, file, direct }| {
         let path = PathBuf::from(OsString::from_vec(about.path));
-        ReadOnlyFile::new(fd).map(|file| (path, about.name, file)).map_err(|e| failed(&e))
+        let file = ReadOnlyFile::new(file, direct).map_err(|e| failed(&e))?;
+        Ok((path, about.name, file))
     });
     let (top, _, storage) = files.next().ok_or_else(|| failed(&"it has no files"))??;
     let mut below = Vec::new();
@@ -168,7 +164,7 @@ pub(super) fn open(
         below.push(Below { referrer: above, name, path, storage: Some(storage) });
     }
     let options = OpenOptions { metadata_cache: METADATA, lock: false, ..OpenOptions::new() };
-    let gate = Received(Mutex::new(below));
+    let gate = Gate(Mutex::new(below));
     let image = Image::open_storage(Arc::new(storage), &top, &gate, &options.read_only());
     Ok(Arc::new(Disk { image: image.map_err(|e| failed(&e))?, number }))
 }
@@ -178,7 +174,7 @@ mod tests {
     use super::*;
     use qcow2::{BackingFormat, CreateOptions, create};
 
-    fn chain(dir: &Path) -> Vec<(FileAbout, OwnedFd)> {
+    fn chain(dir: &Path) -> Vec<Received> {
         let (base, top) = (dir.join("base.qcow2"), dir.join("top.qcow2"));
         create(&base, &CreateOptions::new(1 << 20)).unwrap();
         let image = Image::open(&base, &OpenOptions::new()).unwrap();
@@ -188,8 +184,11 @@ mod tests {
         create(&top, &options).unwrap();
         let files = qcow2::chain_files(&top, &OpenOptions::new()).unwrap();
         let received = files.into_iter().map(|file| {
+            let clone = |file: &File| OwnedFd::from(file.try_clone().unwrap());
+            let direct = file.file.direct_reads().map(clone);
             let path = file.path.into_os_string().into_vec();
-            (FileAbout { path, name: file.name }, file.file.file().try_clone().unwrap().into())
+            let about = FileAbout { path, name: file.name, direct: direct.is_some() };
+            Received { about, file: clone(file.file.file()), direct }
         });
         received.collect()
     }
@@ -226,7 +225,7 @@ mod tests {
         let error = open(0, files).err().unwrap();
         assert!(error.message.contains("not among those"), "{error}");
         let mut files = chain(tempfile::tempdir().unwrap().path());
-        files[1].0.name = "other.qcow2".into();
+        files[1].about.name = "other.qcow2".into();
         assert!(open(0, files).is_err());
         assert!(open(0, Vec::new()).is_err());
     }

@@ -12,6 +12,7 @@
 mod check;
 mod disk;
 mod frames;
+mod plain;
 mod process;
 mod protocol;
 mod remote;

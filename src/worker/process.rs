@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use guest::{Error, ErrorKind, Result, Tree, VolumeAbout};
 use serde::de::DeserializeOwned;
 
+use super::plain::Plain;
 use super::protocol::{Disk, Disks, FILES, FileAbout, Opened, Request, SENTENCE};
 use super::remote::RemoteTree;
 use super::{check, frames, spawner};
@@ -74,6 +75,8 @@ pub struct Worker {
     /// One question at a time.
     channel: Mutex<UnixStream>,
     process: Mutex<Process>,
+    /// What is read around it.
+    pub(super) plain: Plain,
     /// Why it is no more.
     ended: OnceLock<String>,
 }
@@ -97,15 +100,19 @@ impl Worker {
         let about = |file: &qcow2::ChainFile| FileAbout {
             path: file.path.as_os_str().as_bytes().to_vec(),
             name: file.name.clone(),
+            direct: file.file.direct_reads().is_some(),
         };
         let disk = |((number, _), chain): (&(u32, PathBuf), &Vec<qcow2::ChainFile>)| Disk {
             number: *number,
             files: chain.iter().map(about).collect(),
         };
         let told = Disks(disks.iter().zip(&chains).map(disk).collect());
-        let fds: Vec<_> = files.iter().map(|file| file.file().as_fd()).collect();
+        let fds = files.iter().flat_map(|file| [Some(file.file()), file.direct_reads()]);
+        let fds: Vec<_> = fds.flatten().map(AsFd::as_fd).collect();
 
-        let mut worker = Self::spawn(program, limits).map_err(failed("cannot start a worker"))?;
+        let plain = Plain::new(disks);
+        let mut worker =
+            Self::spawn(program, limits, plain).map_err(failed("cannot start a worker"))?;
         let deadline = Instant::now() + limits.open;
         let opened = worker.talk(|channel| {
             frames::send(channel, &told)?;
@@ -130,7 +137,7 @@ impl Worker {
         Ok(worker)
     }
 
-    fn spawn(program: &Program, limits: &Limits) -> io::Result<Self> {
+    fn spawn(program: &Program, limits: &Limits, plain: Plain) -> io::Result<Self> {
         let (ours, theirs) = UnixStream::pair()?;
         ours.set_write_timeout(Some(limits.request))?;
         let mut command = Command::new(&program.0);
@@ -157,6 +164,7 @@ impl Worker {
             notes: Vec::new(),
             channel: Mutex::new(ours),
             process: Mutex::new(Process { child: Some(child), words }),
+            plain,
             ended: OnceLock::new(),
         })
     }
@@ -274,8 +282,16 @@ impl Worker {
                 Err(error) => self.end_because(&reason(&error)),
             }
         }
-        let why = self.ended.get().map_or("unknown", String::as_str);
-        Err(Error::new(ErrorKind::Io, format!("{ENDED}: {why}")))
+        self.check_alive()?;
+        Err(Error::new(ErrorKind::Io, format!("{ENDED}: unknown")))
+    }
+
+    /// Fails where it runs no more, as far as that is known.
+    pub(super) fn check_alive(&self) -> Result<()> {
+        match self.ended.get() {
+            Some(why) => Err(Error::new(ErrorKind::Io, format!("{ENDED}: {why}"))),
+            None => Ok(()),
+        }
     }
 
     fn process(&self) -> MutexGuard<'_, Process> {
@@ -299,6 +315,7 @@ impl Worker {
         }
         tracing::info!(worker = self.pid, reason = %text, "a worker ended");
         let _ = self.ended.set(text);
+        self.plain.end();
     }
 }
 
@@ -531,9 +548,9 @@ mod tests {
 
     #[test]
     fn whoever_waits_for_others_has_the_whole_time_for_an_answer() {
-        let limit = Duration::from_secs(2);
+        let limit = Duration::from_secs(6);
         let answer = ok(Node(1));
-        let worker = saying(&[&opened(), &answer, &answer], limit.mul_f64(0.7), limit);
+        let worker = saying(&[&opened(), &answer, &answer], limit.mul_f64(0.6), limit);
         std::thread::scope(|scope| {
             let ask = || scope.spawn(|| worker.tree(0).root());
             for waiting in [ask(), ask()] {

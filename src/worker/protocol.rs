@@ -28,6 +28,8 @@ pub(super) struct FileAbout {
     pub(super) path: Vec<u8>,
     /// What the image above calls it; empty for the top.
     pub(super) name: String,
+    /// Whether a second descriptor follows its own, for reads around the page cache.
+    pub(super) direct: bool,
 }
 
 /// A disk.

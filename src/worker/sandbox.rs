@@ -16,8 +16,8 @@ use serde::{Deserialize, Serialize};
 
 /// User and group without any rights.
 const NOBODY: u32 = 65534;
-/// Descriptors that a worker may have: a chain of 256 files for each of some disks, and its own.
-pub(super) const DESCRIPTORS: u64 = 2048;
+/// Descriptors that a worker may have: those of a chain of 256 files for each of some disks, and its own.
+pub(super) const DESCRIPTORS: u64 = 4096;
 /// How far others' work comes first.
 const NICE: i32 = 5;
 /// How gladly the kernel ends it where memory runs out: before all others.

@@ -6,8 +6,10 @@ use std::os::unix::net::UnixStream;
 
 use guest::local::LocalTree;
 use guest::{Error, ErrorKind, Guest, Node, Result, Status, Tree, VolumeAbout, tree};
+use qcow2::storage::PageBuffer;
 use serde::Serialize;
 
+use super::disk::Received;
 use super::protocol::{Call, Disks, FILES, MESSAGE, NOTES, Opened, Request, SENTENCE};
 use super::sandbox::Sandbox;
 use super::{disk, frames, sandbox};
@@ -82,15 +84,20 @@ fn answer(channel: &UnixStream, sandbox: Sandbox) -> io::Result<()> {
 /// Receives the disks and finds what is on them.
 fn open(channel: &UnixStream) -> io::Result<Result<Guest>> {
     let Disks(disks) = frames::receive(channel, None)?;
-    let count = disks.iter().map(|disk| disk.files.len()).sum();
+    let count: usize = disks.iter().map(|disk| disk.files.len()).sum();
     if count > FILES {
         return Err(io::Error::other(format!("{count} files; {FILES} are the most")));
     }
-    let mut files = frames::receive_files(channel, count)?.into_iter();
+    let twice = disks.iter().flat_map(|disk| &disk.files).filter(|file| file.direct).count();
+    let mut fds = frames::receive_files(channel, count + twice)?.into_iter();
     let mut sources = Vec::new();
     for disk in disks {
         let number = usize::try_from(disk.number).unwrap_or(usize::MAX);
-        let chain = disk.files.into_iter().map_while(|about| Some((about, files.next()?)));
+        let chain = disk.files.into_iter().map_while(|about| {
+            let file = fds.next()?;
+            let direct = if about.direct { Some(fds.next()?) } else { None };
+            Some(Received { about, file, direct })
+        });
         match disk::open(disk.number, chain.collect()) {
             Ok(source) => sources.push((number, source)),
             Err(error) => return Ok(Err(error)),
@@ -155,7 +162,7 @@ struct Read {
 /// Reads files. Whoever reads one in a row finds the next part read already.
 #[derive(Default)]
 struct Reader {
-    buf: Vec<u8>,
+    buf: PageBuffer,
     /// What `buf` holds, and how many bytes of it.
     ahead: Option<(Read, usize)>,
     /// What would go on where the last one ended, and how many did so.
@@ -191,8 +198,8 @@ impl Reader {
         if length > tree::READ {
             return Err(Error::new(ErrorKind::Limit, format!("a read of {length} bytes")));
         }
-        self.buf.resize(tree::READ, 0);
-        tree.read_at(read.file, &mut self.buf[..length], read.offset)
+        self.buf.fit(read.offset, length);
+        tree.read_at(read.file, &mut self.buf, read.offset)
     }
 }
 

@@ -214,6 +214,11 @@ pub trait FileSystem: Send + Sync {
     /// # Errors
     /// `NotAFile`; `Corrupt`; `Io`.
     fn layout(&self, file: Node, visit: &mut dyn FnMut(Piece) -> bool) -> Result<()>;
+
+    /// Whether reading compares content with checksums that only the file system knows.
+    fn checks_content(&self) -> bool {
+        false
+    }
 }
 
 type Recognise = fn(&dyn Source) -> Result<bool>;

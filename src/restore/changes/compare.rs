@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use guest::tree::{LISTING, Listed, Origin, Placed, READ};
 use guest::{Attributes, Cursor, DiskRange, FileType, Node, Tree};
+use qcow2::storage::PageBuffer;
 
 use super::super::diff::ChangedClusters;
 use super::{Change, ChangeKind, Changes, Side};
@@ -285,17 +286,17 @@ impl Comparison<'_> {
         (start, end): (u64, u64),
         tell: &mut dyn FnMut(u64, u64),
     ) {
-        let (old, new) = match (&a.origin, &b.origin) {
+        let (old, new, plain) = match (&a.origin, &b.origin) {
             (Origin::Hole, Origin::Hole) => return,
-            (Origin::Disks(old), Origin::Disks(new)) => (old, new),
+            (Origin::Plain(old), Origin::Plain(new)) => (old, new, true),
+            (Origin::Encoded(old), Origin::Encoded(new)) => (old, new, false),
             _ => return tell(start, end),
         };
         let whole = a.offset == b.offset && a.length == b.length && old == new;
-        let plain = whole && new.iter().map(|range| range.length).sum::<u64>() == b.length;
-        if plain {
+        if plain && whole {
             return self.changed_parts(b.offset, new, (start, end), tell);
         }
-        if let (Some(old), Some(new)) = (cut(a, old, start), cut(b, new, start)) {
+        if plain && let (Some(old), Some(new)) = (cut(a, old, start), cut(b, new, start)) {
             let range = DiskRange { disk: new.0, offset: new.1, length: end - start };
             return match old == new {
                 true => self.changed_parts(start, &[range], (start, end), tell),
@@ -346,7 +347,7 @@ impl Comparison<'_> {
         let mut from = 0;
         loop {
             let layout = tree.layout(node, from)?;
-            ranges += layout.pieces.iter().map(ranges_of).sum::<usize>();
+            ranges += layout.pieces.iter().map(|piece| piece.origin.ranges().len()).sum::<usize>();
             pieces.extend(layout.pieces);
             match layout.next {
                 None => return Ok(Some(pieces)),
@@ -389,7 +390,7 @@ impl Comparison<'_> {
         start: u64,
         end: u64,
     ) -> guest::Result<bool> {
-        let mut buffers = [vec![0; READ], vec![0; READ]];
+        let mut buffers = [PageBuffer::new(start, READ), PageBuffer::new(start, READ)];
         let mut at = start;
         while at < end {
             let length = usize::try_from(end - at).map_or(READ, |left| left.min(READ));
@@ -422,17 +423,9 @@ fn targets_differ(trees: Trees<'_>, (a, b): (&Known, &Known)) -> guest::Result<b
     Ok(trees[0].read_link(a.node)? != trees[1].read_link(b.node)?)
 }
 
-fn ranges_of(piece: &Placed) -> usize {
-    match &piece.origin {
-        Origin::Disks(ranges) => ranges.len(),
-        Origin::Hole | Origin::Unknown => 0,
-    }
-}
-
-/// Where byte `start` of the file lies, in a piece that is one range and as it is there.
+/// Where byte `start` of the file lies, in a piece that is one range.
 fn cut(piece: &Placed, ranges: &[DiskRange], start: u64) -> Option<(u32, u64)> {
     let [range] = ranges else { return None };
     let skipped = start.checked_sub(piece.offset)?;
-    (range.length == piece.length && skipped < range.length)
-        .then_some((range.disk, range.offset + skipped))
+    (skipped < range.length).then_some((range.disk, range.offset + skipped))
 }

@@ -7,10 +7,12 @@
 pub mod archive;
 pub mod names;
 mod search;
+mod stream;
 #[cfg(test)]
 pub(crate) mod tree;
 mod walk;
 
 pub use search::{BYTES, Found, Matches, Pattern, SearchLimits, everything, search, weight};
+pub use stream::{FileStream, Piece};
 pub(crate) use walk::proper;
 pub use walk::{DEPTH, Step, Trouble, Walk};

@@ -216,9 +216,9 @@ impl Tree for Fake {
         let length = self.stat(file)?.size.saturating_sub(from);
         if self.crumbs {
             let crumb = Placed { offset: from, length: 1, origin: Origin::Unknown };
-            return Ok(Layout { pieces: vec![crumb], next: Some(from + 1) });
+            return Ok(Layout { pieces: vec![crumb], next: Some(from + 1), checked: false });
         }
         let pieces = (length > 0).then_some(Placed { offset: from, length, origin });
-        Ok(Layout { pieces: pieces.into_iter().collect(), next: None })
+        Ok(Layout { pieces: pieces.into_iter().collect(), ..Layout::default() })
     }
 }

@@ -35,6 +35,8 @@ use self::server::{Server, Shared};
 const SOURCE: &str = "sendense-restore";
 /// Threads that answer requests of one mount.
 const THREADS: usize = 4;
+/// KiB that the kernel reads ahead of whoever reads a file in order: several requests of the longest kind.
+const READ_AHEAD_KIB: u32 = 4096;
 
 /// Trees that are mounted; unmounted when dropped.
 pub struct FuseTree {
@@ -73,6 +75,7 @@ impl FuseTree {
                 }
                 format!("{} cannot be mounted with FUSE: {error}", at.display())
             })?;
+        read_ahead(at);
         Ok(Self { at: at.to_owned(), shared, session: Some(session), made })
     }
 
@@ -116,6 +119,15 @@ impl FuseTree {
 impl Drop for FuseTree {
     fn drop(&mut self) {
         self.end();
+    }
+}
+
+/// Lets the kernel read ahead in what is mounted at `at`, as far as this program may say so: by itself it
+/// reads one short request after the other.
+fn read_ahead(at: &Path) {
+    if let Ok(About { device: (major, minor), .. }) = about(at) {
+        let path = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
+        let _ = fs::write(path, READ_AHEAD_KIB.to_string());
     }
 }
 

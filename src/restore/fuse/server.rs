@@ -14,6 +14,7 @@ use fuser::{
 };
 use guest::tree::{Listed, Origin};
 use guest::{Attributes, Error, ErrorKind, FileType, Time, Tree};
+use qcow2::storage::PageBuffer;
 
 use super::super::files::{DEPTH, proper};
 use super::directories::OpenDirectory;
@@ -493,7 +494,7 @@ impl Filesystem for Server {
         reply: ReplyData,
     ) {
         let _request = self.0.request();
-        let mut buffer = vec![0; usize::try_from(size).unwrap_or(0)];
+        let mut buffer = PageBuffer::new(offset, usize::try_from(size).unwrap_or(0));
         match self.0.read(ino, fh, offset, &mut buffer) {
             Ok(read) => reply.data(buffer.get(..read).unwrap_or_default()),
             Err(error) => reply.error(error),

@@ -67,6 +67,11 @@ fn programs_read_a_tree_as_any_other() {
     assert_eq!(shell("cd disk0-p1 && grep -rl guest etc | sort", &at), "etc/hostname\n");
     assert_eq!(shell("stat -c '%a %u %g %s' disk0-p1/etc/su", &at), "755 1000 100 1\n");
     assert!(fs::read(at.join("disk0-p1/noise")).unwrap() == noise(3_000_000));
+    let (major, minor) = about(&at).unwrap().device;
+    let ahead = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
+    if fs::File::options().write(true).open(&ahead).is_ok() {
+        assert_eq!(fs::read_to_string(ahead).unwrap().trim(), READ_AHEAD_KIB.to_string());
+    }
     shell("cp -r m/disk0-p1/many m/disk0-p1/noise . && cmp noise m/disk0-p1/noise", dir.path());
     assert_eq!(shell("cat many/file-2999; ls many | wc -l", dir.path()), "29993000\n");
     // Holes are told, so that a copy of 5 GiB of them is soon done.

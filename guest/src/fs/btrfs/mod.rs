@@ -269,6 +269,10 @@ impl FileSystem for Btrfs {
     fn layout(&self, file: Node, visit: &mut dyn FnMut(Piece) -> bool) -> Result<()> {
         self.file(file)?.layout(visit)
     }
+
+    fn checks_content(&self) -> bool {
+        true
+    }
 }
 
 /// What stands for a subvolume within a snapshot: nobody can put anything there.

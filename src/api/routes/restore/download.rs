@@ -8,10 +8,10 @@ use std::io;
 use std::path::Path as HostPath;
 use std::sync::Arc;
 
+use axum::body::Bytes;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use guest::tree::READ;
 use guest::{Attributes, FileType};
 use serde::Deserialize;
 use utoipa::IntoParams;
@@ -28,9 +28,8 @@ use crate::api::error::{ApiResult, Query, invalid};
 use crate::backup::{Failure, FailureKind};
 use crate::restore::Using;
 use crate::restore::files::archive::{self, Format};
+use crate::restore::files::{FileStream, Piece};
 
-/// Bytes of a piece.
-const PIECE: u64 = READ as u64;
 /// What browsers must not guess.
 const BINARY: &str = "application/octet-stream";
 
@@ -71,8 +70,7 @@ struct Reading {
     tag: String,
     size: u64,
     part: Part,
-    /// The first piece.
-    first: Vec<u8>,
+    first: Option<Piece>,
 }
 
 impl Reading {
@@ -85,31 +83,31 @@ impl Reading {
         }
     }
 
-    fn piece(&self, offset: u64, end: u64) -> Result<Vec<u8>, Failure> {
-        let length = usize::try_from((end - offset).min(PIECE)).unwrap_or(READ);
-        let mut bytes = vec![0; length];
-        let read = self.found.tree.read_at(self.found.node, &mut bytes, offset).map_err(failure)?;
-        if read == 0 && length > 0 {
+    fn stream(&self) -> FileStream<'_> {
+        FileStream::new(&*self.found.tree, self.found.node)
+    }
+
+    /// Reads the first piece; what cannot be read at all is known then.
+    fn begin(&mut self) -> Result<(), Failure> {
+        let (offset, length) = self.extent();
+        let first = self.stream().first(offset, offset + length).map_err(|error| {
             let path = told(&self.found.volume, &self.found.inside);
-            let text = format!("'{path}' ends at byte {offset} of {}", self.size);
-            return Err(Failure::new(FailureKind::Unprocessable, text, ""));
-        }
-        bytes.truncate(read);
-        Ok(bytes)
+            let message = format!("'{path}': {}", error.message);
+            failure(guest::Error { message, ..error })
+        })?;
+        self.first = Some(first);
+        Ok(())
     }
 
     fn send(mut self, sink: &Sink) -> io::Result<()> {
+        let send = |piece: Piece| sink.send(Bytes::from_owner(piece));
         let (mut at, length) = self.extent();
         let end = at + length;
-        let mut piece = std::mem::take(&mut self.first);
-        loop {
-            at += piece.len() as u64;
-            sink.send(piece)?;
-            if at >= end {
-                return Ok(());
-            }
-            piece = self.piece(at, end).map_err(io::Error::other)?;
+        if let Some(first) = self.first.take() {
+            at += first.as_ref().len() as u64;
+            send(first)?;
         }
+        self.stream().read(at, end, send)
     }
 }
 
@@ -143,11 +141,10 @@ async fn download(
         let tag = tag(&using, &found, &attributes);
         // A range of a HEAD means nothing.
         let part = if bodiless { Part::Whole } else { part(&headers, &tag, attributes.size) };
-        let (size, first) = (attributes.size, Vec::new());
-        let mut reading = Reading { using, found, tag, size, part, first };
-        let (offset, length) = reading.extent();
-        if !bodiless && length > 0 {
-            reading.first = reading.piece(offset, offset + length)?;
+        let size = attributes.size;
+        let mut reading = Reading { using, found, tag, size, part, first: None };
+        if !bodiless && reading.extent().1 > 0 {
+            reading.begin()?;
         }
         Ok(reading)
     });

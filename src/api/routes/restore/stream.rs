@@ -90,7 +90,7 @@ impl Sink {
     ///
     /// # Errors
     /// When nobody takes it.
-    pub(super) fn send(&self, piece: Vec<u8>) -> io::Result<()> {
+    pub(super) fn send(&self, piece: impl Into<Bytes>) -> io::Result<()> {
         self.put(Ok(Piece::Data(piece.into())))
     }
 

@@ -28,6 +28,7 @@ use std::path::Path;
 
 use guest::tree::READ;
 use guest::{Attributes, Error, FileType, Node, Time, Tree};
+use qcow2::storage::PageBuffer;
 
 use self::content::{Content, Piece};
 use self::levels::{Level, Levels, Link, Place};
@@ -151,7 +152,7 @@ fn fill(container: &mut dyn Container, format: Format, order: &Order<'_>) -> io:
         limits: order.limits,
         alive: order.alive,
         report: Report::default(),
-        buffer: vec![0; READ],
+        buffer: PageBuffer::new(0, READ),
         left: order.limits.entries,
         levels: Levels::new(),
         full: false,
@@ -188,7 +189,7 @@ struct Making<'c> {
     limits: Limits,
     alive: &'c dyn Fn() -> bool,
     report: Report,
-    buffer: Vec<u8>,
+    buffer: PageBuffer,
     left: u64,
     /// The directories that the walk is in.
     levels: Levels,
