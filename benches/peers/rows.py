@@ -249,6 +249,18 @@ def incremental(bench, row):
                 seconds = job["runtime"] / 1000
                 bench.results.add(row, f"on a chain of {length}", name, total / MIB / seconds,
                                   "MiB/s", server, total / GIB)
+    path = bench.image("plain")
+    rate = fio_files("--rw=write", f"--filename={path}", "--bs=64k", "--direct=1",
+                     "--ioengine=libaio", "--iodepth=8", f"--size={total}", "--fallocate=posix",
+                     "--end_fsync=1")
+    bench.results.add(row, "the disk alone, 64 KiB", "fio, direct, reserved, depth 8", rate * 1024,
+                      "MiB/s")
+    path.unlink()
+    with bench.serving(c.nbdkit("null", str(bench.size))) as server:
+        job = fio(server.uri, "randwrite", "64k", 8, size=bench.size, total=total, seed=99)
+        seconds = job["runtime"] / 1000
+        bench.results.add(row, "a server that forgets everything", "nbdkit null",
+                          total / MIB / seconds, "MiB/s")
 
 
 def restore(bench, row):
@@ -412,7 +424,7 @@ def tunnel(bench, row):
             subprocess.run([*ssh, "cat > /dev/null"], stdin=source, check=True)
         seconds = time.monotonic() - start
         bench.results.add(row, "one stream", "ssh cat", bench.gib / seconds, "GiB/s")
-        for name in ("ours", "qemu-nbd"):
+        for name in ("ours", "qemu-nbd", "nbdkit null"):
             with bench.serving(fresh(bench, name, {})) as server:
                 inner = server.uri.split(":")[2].split("/")[0]
                 outer = c.free_port()
