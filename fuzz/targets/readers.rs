@@ -232,7 +232,7 @@ fn look(fs: &dyn FileSystem, source: &dyn Source, file: Node, size: u64) {
         assert!(again == 0 || part[..again] == buf[1001..1001 + again]);
     }
     let (mut end, mut left) = (0, PIECES);
-    let _ = fs.layout(file, &mut |piece| {
+    let _ = fs.layout(file, 0, &mut |piece| {
         assert_eq!(piece.offset, end, "pieces follow each other");
         assert!(piece.length > 0);
         end = piece.offset.checked_add(piece.length).expect("files are no longer");

@@ -52,8 +52,8 @@ impl FileSystem for Guarded {
         call(|| format!("the attributes of node {}", node.0), || self.0.xattrs(node))
     }
 
-    fn layout(&self, file: Node, visit: &mut dyn FnMut(Piece) -> bool) -> Result<()> {
-        call(|| format!("the layout of file {}", file.0), || self.0.layout(file, visit))
+    fn layout(&self, file: Node, from: u64, visit: &mut dyn FnMut(Piece) -> bool) -> Result<()> {
+        call(|| format!("the layout of file {}", file.0), || self.0.layout(file, from, visit))
     }
 
     fn checks_content(&self) -> bool {
@@ -104,7 +104,7 @@ mod tests {
             panic!("on purpose")
         }
 
-        fn layout(&self, _: Node, _: &mut dyn FnMut(Piece) -> bool) -> Result<()> {
+        fn layout(&self, _: Node, _: u64, _: &mut dyn FnMut(Piece) -> bool) -> Result<()> {
             panic!("on purpose")
         }
     }
@@ -120,7 +120,7 @@ mod tests {
             fs.read_at(node, &mut [0], 0).err(),
             fs.read_link(node).err(),
             fs.xattrs(node).err(),
-            fs.layout(node, &mut |_| true).err(),
+            fs.layout(node, 0, &mut |_| true).err(),
         ];
         for error in failures {
             let error = error.unwrap();

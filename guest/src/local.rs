@@ -203,9 +203,10 @@ impl Tree for LocalTree<'_> {
     }
 
     fn layout(&self, file: Node, from: u64) -> Result<Layout> {
+        let begun = Instant::now();
         let mut layout = Layout { checked: self.fs.checks_content(), ..Layout::default() };
         let mut ranges = 0;
-        self.fs.layout(file, &mut |piece| {
+        self.fs.layout(file, from, &mut |piece| {
             let mut left = Some(piece);
             while let Some(piece) = left {
                 let (piece, rest) = split(piece);
@@ -213,7 +214,8 @@ impl Tree for LocalTree<'_> {
                 if piece.offset.saturating_add(piece.length) <= from {
                     continue;
                 }
-                if layout.pieces.len() == PIECES {
+                let slow = !layout.pieces.is_empty() && begun.elapsed() >= self.enough;
+                if layout.pieces.len() == PIECES || slow {
                     layout.next = Some(piece.offset);
                     return false;
                 }
@@ -342,7 +344,12 @@ mod tests {
             self.0.read_link(link)
         }
 
-        fn layout(&self, _file: Node, visit: &mut dyn FnMut(Piece) -> bool) -> Result<()> {
+        fn layout(
+            &self,
+            _file: Node,
+            _from: u64,
+            visit: &mut dyn FnMut(Piece) -> bool,
+        ) -> Result<()> {
             let _ = self.1.iter().all(|piece| visit(*piece));
             Ok(())
         }

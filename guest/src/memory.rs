@@ -349,7 +349,7 @@ impl FileSystem for MemoryFs {
         Ok(if number.is_none() { item.xattrs.clone() } else { Vec::new() })
     }
 
-    fn layout(&self, file: Node, visit: &mut dyn FnMut(Piece) -> bool) -> Result<()> {
+    fn layout(&self, file: Node, _from: u64, visit: &mut dyn FnMut(Piece) -> bool) -> Result<()> {
         let size = self.file_size(file)?;
         let mut at = 0;
         let mut tell = |until: u64, place| {
@@ -427,7 +427,7 @@ mod tests {
         assert_eq!(fs.read_at(file, &mut found, 12).unwrap(), 88);
         assert_eq!((found[2], found[3], found[38], found[42], found[43]), (1, 0, 2, 2, 0));
         let mut pieces = Vec::new();
-        fs.layout(file, &mut |piece| {
+        fs.layout(file, 0, &mut |piece| {
             pieces.push((piece.offset, piece.length, piece.place == Place::Hole));
             true
         })

@@ -124,7 +124,7 @@ fn every_compression_and_checksum_reads_as_the_kernel_reads_it() {
         let long = (b"user.long".to_vec(), vec![b'v'; 3000]);
         assert_eq!(xattrs, [long, (b"user.short".to_vec(), b"value".to_vec())]);
         let mut encoded = 0;
-        fs.layout(find(b"packed"), &mut |piece| {
+        fs.layout(find(b"packed"), 0, &mut |piece| {
             encoded += usize::from(matches!(piece.place, Place::Encoded { .. }));
             true
         })
@@ -274,7 +274,7 @@ fn damage_is_found_by_checksums_and_a_copy_is_taken_where_there_is_one() {
         let fs = guest::fs::open(&source).unwrap();
         let file = fs.lookup(fs.root(), data.as_bytes()).unwrap().unwrap();
         let mut place = 0;
-        fs.layout(file, &mut |piece| {
+        fs.layout(file, 0, &mut |piece| {
             if let Place::Volume(at) = piece.place {
                 place = at;
             }

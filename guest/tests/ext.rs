@@ -161,7 +161,7 @@ fn compare_dirty(options: &[&str], mount: &str) -> Option<(Status, usize)> {
             journalled += usize::from(piece.place == Place::Elsewhere);
             true
         };
-        reader.layout(file, count).unwrap();
+        reader.layout(file, 0, count).unwrap();
     }
     let status = reader.about().status.clone();
     drop(reader);
@@ -295,7 +295,7 @@ fn data_in_inodes_reads_as_it_was_put_there() {
     assert_eq!(reader.xattrs(file).unwrap(), [(b"user.note".to_vec(), b"a value".to_vec())]);
     let mut pieces = Vec::new();
     reader
-        .layout(file, &mut |piece| {
+        .layout(file, 0, &mut |piece| {
             pieces.push(piece.place);
             true
         })
@@ -381,7 +381,7 @@ fn a_sparse_file_of_5_gib_is_read_where_it_has_something() {
         assert_eq!(&text, b"\0\0\0\0\0middle\0\0\0\0\0");
         let (mut holes, mut held) = (0, 0);
         reader
-            .layout(huge, &mut |piece| {
+            .layout(huge, 0, &mut |piece| {
                 let count = if piece.place == Place::Hole { &mut holes } else { &mut held };
                 *count += piece.length;
                 true

@@ -125,7 +125,7 @@ fn a_huge_sparse_file_is_read_where_it_has_bytes_and_where_not() {
     let node = find(&*fs, "huge");
     assert_eq!(fs.stat(node).unwrap().size, 5 << 30);
     let (mut at, mut holes) = (0, 0);
-    fs.layout(node, &mut |piece| {
+    fs.layout(node, 0, &mut |piece| {
         assert_eq!(piece.offset, at);
         at += piece.length;
         holes += if piece.place == Place::Hole { piece.length } else { 0 };
@@ -167,7 +167,7 @@ fn compressed_files_are_unpacked_in_whole_and_in_parts() {
     let fs = made.open();
     let node = find(&*fs, "packed/mixed");
     let mut encoded = 0;
-    fs.layout(node, &mut |piece| {
+    fs.layout(node, 0, &mut |piece| {
         encoded += u32::from(matches!(piece.place, Place::Encoded { .. }));
         true
     })
@@ -201,7 +201,7 @@ fn a_file_in_very_many_runs_is_read_through_its_attribute_list() {
     made.assert_as_mounted();
     let fs = made.open();
     let mut pieces = 0;
-    fs.layout(find(&*fs, "scattered"), &mut |_| {
+    fs.layout(find(&*fs, "scattered"), 0, &mut |_| {
         pieces += 1;
         true
     })
@@ -303,7 +303,7 @@ fn names_are_found_regardless_of_case_and_handles_grow_old() {
 fn place_of(made: &Made, record: u64, sequence: u64) -> u64 {
     let mut place = None;
     made.open()
-        .layout(Node(record | sequence << 48), &mut |piece| {
+        .layout(Node(record | sequence << 48), 0, &mut |piece| {
             if let Place::Volume(at) = piece.place {
                 place = place.or(Some(at));
             }
@@ -488,7 +488,7 @@ fn survive(fs: &dyn FileSystem) -> usize {
                         let _ = fs.read_at(entry.node, &mut buf, offset);
                     }
                     let mut left = 1000;
-                    let _ = fs.layout(entry.node, &mut |_| {
+                    let _ = fs.layout(entry.node, 0, &mut |_| {
                         left -= 1;
                         left > 0
                     });

@@ -195,7 +195,7 @@ fn every_layout_that_mkfs_makes_reads_as_the_kernel_reads_it() {
         let long = (b"user.long".to_vec(), vec![b'v'; 3000]);
         assert_eq!(xattrs, [long, (b"user.short".to_vec(), b"value".to_vec())]);
         let file = fs.lookup(fs.root(), b"preallocated").unwrap().unwrap();
-        fs.layout(file, &mut |piece| {
+        fs.layout(file, 0, &mut |piece| {
             assert_eq!(piece.place, Place::Hole);
             true
         })

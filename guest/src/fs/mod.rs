@@ -209,11 +209,12 @@ pub trait FileSystem: Send + Sync {
         Ok(Vec::new())
     }
 
-    /// Calls `visit` with the consecutive pieces that cover a file, in order, until it returns `false`.
+    /// Calls `visit` with the consecutive pieces that cover a file from byte `from` on, in order, until it
+    /// returns `false`. The first one may begin before, and there may be more before it.
     ///
     /// # Errors
     /// `NotAFile`; `Corrupt`; `Io`.
-    fn layout(&self, file: Node, visit: &mut dyn FnMut(Piece) -> bool) -> Result<()>;
+    fn layout(&self, file: Node, from: u64, visit: &mut dyn FnMut(Piece) -> bool) -> Result<()>;
 
     /// Whether reading compares content with checksums that only the file system knows.
     fn checks_content(&self) -> bool {

@@ -72,7 +72,7 @@ pub fn walk_beside(fs: &dyn FileSystem, truth: Option<&Truth>) -> usize {
                         let end = stat.size.saturating_sub(5000);
                         failures += usize::from(fs.read_at(entry.node, &mut buf, end).is_err());
                         let mut pieces = 0;
-                        let told = fs.layout(entry.node, &mut |_| {
+                        let told = fs.layout(entry.node, 0, &mut |_| {
                             pieces += 1;
                             pieces < PIECES
                         });

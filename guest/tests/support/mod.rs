@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 
-use guest::{Cursor, FileSystem, FileType, Node, Source, source::RawDisk};
+use guest::{Cursor, FileSystem, FileType, Node, Piece, Place, Source, source::RawDisk};
 use sha2::{Digest, Sha256};
 
 /// Whether one of `programs` is missing: then the test says so and ends, but not on CI.
@@ -288,17 +288,43 @@ pub fn truth_of_reader(fs: &dyn FileSystem, access: bool, limit: usize) -> Truth
     truth
 }
 
-/// SHA-256 of a file; its layout must cover it.
-fn hash_of(fs: &dyn FileSystem, node: Node, size: u64, shown: &str) -> Vec<u8> {
-    let mut at = 0;
-    fs.layout(node, &mut |piece| {
-        assert_eq!(piece.offset, at, "{shown}: pieces follow each other");
-        assert!(piece.length > 0);
-        at += piece.length;
+fn layout_of(fs: &dyn FileSystem, node: Node, from: u64, shown: &str) -> Vec<Piece> {
+    let mut pieces = Vec::new();
+    fs.layout(node, from, &mut |piece| {
+        pieces.push(piece);
         true
     })
     .unwrap_or_else(|e| panic!("{shown}: {e}"));
+    pieces
+}
+
+/// Where a byte of a file is, by its layout.
+fn place_of(pieces: &[Piece], byte: u64) -> Option<Place> {
+    let has = |piece: &&Piece| piece.offset <= byte && byte - piece.offset < piece.length;
+    pieces.iter().find(has).map(|piece| match piece.place {
+        Place::Volume(at) => Place::Volume(at + (byte - piece.offset)),
+        place => place,
+    })
+}
+
+/// SHA-256 of a file; its layout must cover it, and be the same from wherever it is asked for.
+fn hash_of(fs: &dyn FileSystem, node: Node, size: u64, shown: &str) -> Vec<u8> {
+    let whole = layout_of(fs, node, 0, shown);
+    let mut at = 0;
+    for piece in &whole {
+        assert_eq!(piece.offset, at, "{shown}: pieces follow each other");
+        assert!(piece.length > 0);
+        at += piece.length;
+    }
     assert_eq!(at, size, "{shown}: the pieces cover the file");
+    for from in [1, size / 2, size.saturating_sub(1), size, size.saturating_add(1)] {
+        let tail = layout_of(fs, node, from, shown);
+        let bytes = tail.iter().flat_map(|piece| [piece.offset, piece.offset + piece.length - 1]);
+        for byte in bytes.take(200).chain([from, size / 4 * 3]).filter(|byte| *byte >= from) {
+            let places = (place_of(&tail, byte), place_of(&whole, byte));
+            assert_eq!(places.0, places.1, "{shown}: byte {byte}, from {from} on");
+        }
+    }
     let mut hasher = Sha256::new();
     let mut buf = vec![0; 1 << 20];
     let mut offset = 0;
@@ -367,7 +393,7 @@ pub fn detached(image: &Path) -> bool {
 /// How many pieces a file lies in.
 pub fn pieces(fs: &dyn FileSystem, node: Node) -> usize {
     let mut count = 0;
-    fs.layout(node, &mut |_| {
+    fs.layout(node, 0, &mut |_| {
         count += 1;
         true
     })

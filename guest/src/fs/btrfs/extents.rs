@@ -254,19 +254,19 @@ impl File<'_> {
         })
     }
 
-    /// Tells the pieces of the file.
+    /// Tells the pieces of the file, from byte `from` on.
     ///
     /// # Errors
     /// `Corrupt`, `Unsupported`, `Io`.
-    pub(super) fn layout(&self, visit: &mut dyn FnMut(Piece) -> bool) -> Result<()> {
+    pub(super) fn layout(&self, from: u64, visit: &mut dyn FnMut(Piece) -> bool) -> Result<()> {
         let volume = self.data.volume;
-        let mut at = 0;
+        let mut at = from;
         let mut goes_on = true;
         let mut tell = |offset: u64, end: u64, place: Place| {
             let length = end.min(self.size).saturating_sub(offset);
             length == 0 || visit(Piece { offset, length, place })
         };
-        self.extents(0, &mut |extent| {
+        self.extents(from, &mut |extent| {
             goes_on = tell(at, extent.start, Place::Hole);
             at = extent.start;
             let end = extent.end();

@@ -266,8 +266,8 @@ impl FileSystem for Btrfs {
         Ok(found)
     }
 
-    fn layout(&self, file: Node, visit: &mut dyn FnMut(Piece) -> bool) -> Result<()> {
-        self.file(file)?.layout(visit)
+    fn layout(&self, file: Node, from: u64, visit: &mut dyn FnMut(Piece) -> bool) -> Result<()> {
+        self.file(file)?.layout(from, visit)
     }
 
     fn checks_content(&self) -> bool {

@@ -330,10 +330,10 @@ impl FileSystem for ExFat {
         Err(Error::new(ErrorKind::NotALink, "exFAT has no symbolic links"))
     }
 
-    fn layout(&self, file: Node, visit: &mut dyn FnMut(Piece) -> bool) -> Result<()> {
+    fn layout(&self, file: Node, from: u64, visit: &mut dyn FnMut(Piece) -> bool) -> Result<()> {
         let (file, extent) = self.content(file)?;
-        let (mut offset, mut on) = (0, true);
-        self.heap.runs(&extent, 0, file.valid, &mut |place, length| {
+        let (mut offset, mut on) = (from, true);
+        self.heap.runs(&extent, from, file.valid.saturating_sub(from), &mut |place, length| {
             let piece = Piece { offset, length, place: Place::Volume(place) };
             offset += length;
             on = visit(piece);

@@ -105,7 +105,7 @@ fn find(fs: &dyn FileSystem, name: &str) -> Option<Node> {
 
 fn layout(fs: &dyn FileSystem, node: Node) -> Result<Vec<Piece>> {
     let mut pieces = Vec::new();
-    fs.layout(node, &mut |piece| {
+    fs.layout(node, 0, &mut |piece| {
         pieces.push(piece);
         true
     })?;

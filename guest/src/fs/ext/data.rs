@@ -53,10 +53,12 @@ pub(super) fn inline(inode: &Inode) -> Result<Vec<u8>> {
     Ok(content)
 }
 
-/// Calls `visit` with the consecutive pieces that cover a file, until it returns `false`.
+/// Calls `visit` with the consecutive pieces that cover a file from byte `from` on, until it returns
+/// `false`.
 pub(super) fn layout(
     volume: &Volume,
     inode: &Inode,
+    from: u64,
     visit: &mut dyn FnMut(Piece) -> bool,
 ) -> Result<()> {
     if inode.size == 0 {
@@ -69,7 +71,7 @@ pub(super) fn layout(
     let size = volume.block_size();
     let blocks = map::blocks_of(volume, inode)?;
     let mut waiting: Option<Piece> = None;
-    let mut at = 0;
+    let mut at = from / size;
     while at < blocks {
         let mut segment = map::segment(volume, inode, at)?;
         let mut place = Place::Hole;

@@ -202,7 +202,7 @@ impl FileSystem for Ext {
         xattr::read(&self.volume, &self.inode(node)?)
     }
 
-    fn layout(&self, file: Node, visit: &mut dyn FnMut(Piece) -> bool) -> Result<()> {
-        data::layout(&self.volume, &self.file(file)?, visit)
+    fn layout(&self, file: Node, from: u64, visit: &mut dyn FnMut(Piece) -> bool) -> Result<()> {
+        data::layout(&self.volume, &self.file(file)?, from, visit)
     }
 }

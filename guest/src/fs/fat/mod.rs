@@ -296,11 +296,11 @@ impl FileSystem for Fat {
         Err(Error::new(ErrorKind::NotALink, "FAT has no symbolic links"))
     }
 
-    fn layout(&self, file: Node, visit: &mut dyn FnMut(Piece) -> bool) -> Result<()> {
+    fn layout(&self, file: Node, from: u64, visit: &mut dyn FnMut(Piece) -> bool) -> Result<()> {
         let (size, extent) = self.file(file)?;
-        let Some(extent) = extent else { return Ok(()) };
-        let mut offset = 0;
-        self.heap.runs(&extent, 0, size, &mut |place, length| {
+        let Some(extent) = extent.filter(|_| from < size) else { return Ok(()) };
+        let mut offset = from;
+        self.heap.runs(&extent, from, size - from, &mut |place, length| {
             let piece = Piece { offset, length, place: Place::Volume(place) };
             offset += length;
             Ok(visit(piece))

@@ -171,7 +171,7 @@ pub(super) fn replay(mft: &Mft) -> Result<Arc<Overlay>> {
         }
     }
     let mut touched = false;
-    log_stream.layout(&mut |piece| {
+    log_stream.layout(0, &mut |piece| {
         if let crate::fs::Place::Volume(at) = piece.place {
             touched |= overlay.covers(at, piece.length);
         }

@@ -261,24 +261,26 @@ impl Stream {
         Ok(())
     }
 
-    /// Tells the pieces of the value, until `visit` returns `false`.
+    /// Tells the pieces of the value from byte `from` on, until `visit` returns `false`.
     ///
     /// # Errors
     /// `Corrupt`.
-    pub(super) fn layout(&self, visit: &mut dyn FnMut(Piece) -> bool) -> Result<()> {
+    pub(super) fn layout(&self, from: u64, visit: &mut dyn FnMut(Piece) -> bool) -> Result<()> {
         let Content::Runs { runs, unit } = &self.content else {
             if self.size > 0 {
                 visit(Piece { offset: 0, length: self.size, place: Place::Elsewhere });
             }
             return Ok(());
         };
-        let mut offset = 0;
+        let mut offset = from - from.checked_rem(*unit).unwrap_or(0);
         while offset < self.initialized {
             let (place, left) = self.run_at(runs, offset)?;
             let plain = (place.map_or(Place::Hole, Place::Volume), left);
             let (place, length) = match *unit {
                 0 => plain,
-                unit if offset % unit != 0 => (plain.0, plain.1.min(unit - offset % unit)),
+                unit if !offset.is_multiple_of(unit) => {
+                    (plain.0, plain.1.min(unit - offset % unit))
+                }
                 unit => match self.unit_at(runs, unit, offset)? {
                     (Stored::Hole, length) => (Place::Hole, length),
                     (Stored::Plain, length) => (plain.0, length.min(left)),

@@ -297,9 +297,9 @@ impl FileSystem for Ntfs {
             .ok_or_else(|| Error::new(ErrorKind::NotALink, format!("{} is no link", record.number)))
     }
 
-    fn layout(&self, file: Node, visit: &mut dyn FnMut(Piece) -> bool) -> Result<()> {
+    fn layout(&self, file: Node, from: u64, visit: &mut dyn FnMut(Piece) -> bool) -> Result<()> {
         let stream = self.stream(file)?;
-        stream.layout(&mut |mut piece| {
+        stream.layout(from, &mut |mut piece| {
             let lies = match piece.place {
                 Place::Volume(at) => Some((at, piece.length)),
                 Place::Encoded { offset, length } => Some((offset, length)),

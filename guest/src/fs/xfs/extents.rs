@@ -166,9 +166,10 @@ fn bytes(length: u64) -> usize {
     usize::try_from(length).unwrap_or(usize::MAX)
 }
 
-/// Tells the pieces of a file of `size` bytes.
-pub(super) fn layout(runs: &[Run], size: u64, visit: &mut dyn FnMut(Piece) -> bool) {
-    let mut at = 0;
+/// Tells the pieces of a file of `size` bytes, from byte `from` on.
+pub(super) fn layout(runs: &[Run], size: u64, from: u64, visit: &mut dyn FnMut(Piece) -> bool) {
+    let runs = &runs[first_after(runs, from)..];
+    let mut at = runs.first().map_or(from, |run| run.start.min(from));
     for run in runs {
         if run.start >= size {
             break;

@@ -351,9 +351,9 @@ impl FileSystem for Xfs {
         Ok(found.into_iter().map(|xattr| (xattr.name, xattr.value)).collect())
     }
 
-    fn layout(&self, file: Node, visit: &mut dyn FnMut(Piece) -> bool) -> Result<()> {
+    fn layout(&self, file: Node, from: u64, visit: &mut dyn FnMut(Piece) -> bool) -> Result<()> {
         let (inode, runs) = self.file(file)?;
-        extents::layout(&runs, inode.size, visit);
+        extents::layout(&runs, inode.size, from, visit);
         Ok(())
     }
 }
