@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use qcow2::storage::{MemStorage, Storage};
 use qcow2::{
-    CreateOptions, ErrorKind, FileGate, Image, MappingKind, OpenOptions, ZeroMode, create_in,
+    BackingFormat, CreateOptions, ErrorKind, FileGate, Image, MappingKind, OpenOptions, ZeroMode,
+    create, create_in,
 };
 
 fn memory(options: &CreateOptions) -> (Arc<MemStorage>, Image) {
@@ -136,5 +137,35 @@ fn guest_data_is_never_written_where_only_a_damaged_entry_can_point() {
         });
         assert_eq!(written.unwrap_err().kind(), ErrorKind::Corrupt);
         assert!(storage.snapshot().len() < 4 << 20);
+    }
+}
+
+#[test]
+fn a_file_that_lost_its_end_gives_errors_and_no_zeroes_however_much_is_read_at_once() {
+    const CLUSTER: u64 = 64 << 10;
+    let dir = tempfile::tempdir().unwrap();
+    let (base, top) = (dir.path().join("base.qcow2"), dir.path().join("top.qcow2"));
+    create(&base, &CreateOptions::new(1 << 20)).unwrap();
+    let image = Image::open(&base, &OpenOptions::new()).unwrap();
+    image.write_at(&vec![7; 1 << 20], 0).unwrap();
+    image.close().unwrap();
+    let file = std::fs::File::options().write(true).open(&base).unwrap();
+    let whole = file.metadata().unwrap().len();
+    // Half of the disk and half of a cluster are left.
+    file.set_len(whole - 8 * CLUSTER - CLUSTER / 2).unwrap();
+    create(&top, &CreateOptions::new(1 << 20).backing("base.qcow2", BackingFormat::Qcow2)).unwrap();
+    for path in [base, top] {
+        let image = Image::open(&path, &OpenOptions::new().read_only()).unwrap();
+        let read = |offset: u64, length: u64| {
+            let mut bytes = vec![0; usize::try_from(length).unwrap()];
+            image.read_at(&mut bytes, offset).map(|()| bytes)
+        };
+        assert!(read(0, 7 * CLUSTER).unwrap().iter().all(|byte| *byte == 7));
+        for (offset, length) in [(0, 1 << 20), (0, 9 * CLUSTER), (7 * CLUSTER, 2 * CLUSTER)] {
+            let error = read(offset, length).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Corrupt, "{length} bytes at {offset}: {error}");
+        }
+        // What is missing of the cluster in which the file ends is zeroes: qemu leaves that out.
+        assert!(read(7 * CLUSTER, CLUSTER).unwrap().ends_with(&[0; 1000]));
     }
 }

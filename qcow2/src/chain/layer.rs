@@ -133,9 +133,16 @@ impl Layer {
     /// Fills `buf` with the bytes at `host`.
     ///
     /// # Errors
-    /// `Io`; `Corrupt` where the file ends before `host`.
+    /// `Io`; `Corrupt` where the file ends before one of the clusters begins.
     pub(crate) fn read_host(&self, buf: &mut [u8], host: HostOffset, span: Span) -> Result<()> {
-        if host.0 >= self.file_len {
+        // Of a run of clusters the last one must begin in the file, too.
+        let last = match &self.format {
+            Format::Raw => host.0,
+            Format::Qcow2 { geometry, .. } => {
+                geometry.align_down(host.0 + (buf.len() as u64).saturating_sub(1))
+            }
+        };
+        if last >= self.file_len {
             return Err(past_end(host, self.file_len).in_file(&self.path));
         }
         span.read(&*self.storage, buf, host.0)

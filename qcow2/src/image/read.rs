@@ -5,6 +5,7 @@ use crate::chain::past_end;
 use crate::error::{Error, Result};
 use crate::storage::Span;
 use crate::table::segment::{Segment, SegmentKind};
+use crate::types::HostOffset;
 
 impl Image {
     /// Fills `buf` with the disk's bytes from `offset` on.
@@ -52,7 +53,9 @@ impl Image {
                 }
             },
             SegmentKind::Data { host, .. } => {
-                if !self.is_inside_file(host)? {
+                // Of a run of clusters the last one must begin in the file, too.
+                let last = self.geometry.align_down(host.0 + segment.length.saturating_sub(1));
+                if !self.is_inside_file(HostOffset(last))? {
                     let length = self.file_len.load(std::sync::atomic::Ordering::Relaxed);
                     return Err(past_end(host, length).in_file(&self.path));
                 }

@@ -9,6 +9,7 @@ use std::sync::OnceLock;
 use rustix::fs::{Advice, FallocateFlags, FileType, SeekFrom, fstat};
 use rustix::io::Errno;
 
+use super::cached::Cached;
 use super::direct::Direct;
 use super::{Identity, Storage};
 use crate::lock;
@@ -21,6 +22,8 @@ pub struct FileStorage {
     direct: Option<Direct>,
     /// Opened with the first long read: a file that nobody reads has one descriptor.
     direct_reads: OnceLock<Option<Direct>>,
+    /// The same for what is in the page cache.
+    cached_reads: OnceLock<Option<Cached>>,
     block_device: bool,
     identity: Identity,
 }
@@ -57,7 +60,8 @@ impl FileStorage {
             ));
         }
         let identity = Identity { device: meta.st_dev, inode: meta.st_ino };
-        Ok(Self { file, direct: None, direct_reads: OnceLock::new(), block_device, identity })
+        let (direct_reads, cached_reads) = (OnceLock::new(), OnceLock::new());
+        Ok(Self { file, direct: None, direct_reads, cached_reads, block_device, identity })
     }
 
     /// Lets large aligned writes bypass the page cache, where the file system can; returns whether
@@ -73,9 +77,11 @@ impl FileStorage {
         self.reader().map(Direct::file)
     }
 
-    /// Takes over a descriptor for parts of long reads; without one they go through the page cache.
+    /// Takes over a descriptor for parts of long reads; without one they go through the page cache. From
+    /// now on nothing is opened here.
     pub fn read_with(&mut self, direct: Option<File>) {
         self.direct_reads = OnceLock::from(direct.map(Direct::reading));
+        self.cached_reads = OnceLock::from(None);
     }
 
     fn reader(&self) -> Option<&Direct> {
@@ -134,12 +140,16 @@ impl Storage for FileStorage {
         if start > 0 {
             self.read_at(&mut buf[..start], offset)?;
         }
+        let mut rest = start;
+        if start < end
+            && let Some(cached) = self.cached_reads.get_or_init(|| Cached::open(&self.file))
+        {
+            rest += cached.read_at(&mut buf[start..end], offset + start as u64);
+        }
         // The end of the file may lie within, and a device may do less than it was asked for.
-        let read = match &mut buf[start..end] {
-            [] => 0,
-            part => direct.read_at(part, offset + start as u64)?,
-        };
-        let rest = start + read;
+        if rest < end {
+            rest += direct.read_at(&mut buf[rest..end], offset + rest as u64)?;
+        }
         if rest < buf.len() { self.read_at(&mut buf[rest..], offset + rest as u64) } else { Ok(()) }
     }
 

@@ -4,6 +4,7 @@
 //! forget writes.
 
 mod buffer;
+mod cached;
 mod direct;
 #[cfg(any(test, feature = "test-util"))]
 pub mod fault;
