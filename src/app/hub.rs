@@ -45,6 +45,8 @@ const OPEN: Duration = Duration::from_secs(60);
 const RESTORES: Duration = Duration::from_secs(1);
 /// Time that a thread which looks after backups has to finish what it is at.
 const THREADS_END: Duration = Duration::from_secs(3);
+/// Time that mounts, exports of restore points and backups have to end.
+const STOP: Duration = Duration::from_secs(20);
 /// Time that requests of the API have to finish when the hub ends.
 const API_END: Duration = Duration::from_secs(3);
 
@@ -339,7 +341,11 @@ impl Hub {
             restores.stop();
             backups.stop();
         };
-        let _ = tokio::task::spawn_blocking(stopping).await;
+        // A disk that hangs must not keep others from being flushed and closed.
+        let stopped = tokio::time::timeout(STOP, tokio::task::spawn_blocking(stopping)).await;
+        if stopped.is_err() {
+            tracing::error!("mounts, restores or backups did not end in {STOP:?}: a disk may hang");
+        }
         let clean = close_all(&self.server).await;
         self.listeners.clear();
         clean

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use guest::path::{NAME_MAX, PATH_MAX};
 use guest::tree::{Layout, Listed, Listing, Origin, PIECES, Placed, Resolved};
-use guest::{Attributes, Status, VolumeAbout};
+use guest::{Attributes, DiskRange, Status, VolumeAbout};
 
 use super::process::printable;
 use super::protocol::{NOTES, SENTENCE};
@@ -115,6 +115,10 @@ pub(super) fn layout(layout: &Layout, from: u64) -> Checked {
     ensure(count <= PIECES, || format!("a layout of {count} pieces"))?;
     let ranges: usize = layout.pieces.iter().map(|piece| piece.origin.ranges().len()).sum();
     ensure(ranges <= RANGES, || format!("a layout of {ranges} ranges of disks"))?;
+    let is_sound =
+        |range: &DiskRange| range.length > 0 && range.offset.checked_add(range.length).is_some();
+    let sound = layout.pieces.iter().flat_map(|piece| piece.origin.ranges()).all(is_sound);
+    ensure(sound, || "a range of a disk that no disk can have".into())?;
     layout.pieces.iter().try_for_each(plain)?;
     let mut end = None;
     for piece in &layout.pieces {
@@ -131,14 +135,15 @@ pub(super) fn layout(layout: &Layout, from: u64) -> Checked {
 fn plain(piece: &Placed) -> Checked {
     let Origin::Plain(ranges) = &piece.origin else { return Ok(()) };
     let sum = ranges.iter().try_fold(0_u64, |sum, range| sum.checked_add(range.length));
-    let fits = sum == Some(piece.length) && ranges.iter().all(|range| range.length > 0);
-    ensure(fits, || format!("a piece of {} bytes lies in {sum:?} bytes", piece.length))
+    ensure(sum == Some(piece.length), || {
+        format!("a piece of {} bytes lies in {sum:?} bytes", piece.length)
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use guest::{Cursor, DiskRange, FileType, Node, Time};
+    use guest::{Cursor, FileType, Node, Time};
 
     fn known() -> Attributes {
         Attributes {

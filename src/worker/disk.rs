@@ -20,14 +20,12 @@ const METADATA: usize = 4 << 20;
 
 /// A file that is open for reading. Its length is that of the start: nobody changes a restore point.
 struct ReadOnlyFile {
-    file: FileStorage,
+    file: Arc<FileStorage>,
     length: u64,
 }
 
 impl ReadOnlyFile {
-    fn new(file: OwnedFd, direct: Option<OwnedFd>) -> io::Result<Self> {
-        let mut file = FileStorage::from_file(File::from(file))?;
-        file.read_with(direct.map(File::from));
+    fn new(file: Arc<FileStorage>) -> io::Result<Self> {
         let length = file.len()?;
         Ok(Self { file, length })
     }
@@ -79,12 +77,24 @@ impl Storage for ReadOnlyFile {
     }
 }
 
+/// A file of a chain: its path, what the image above calls it, and the file.
+type Link = (PathBuf, String, Arc<FileStorage>);
+
 /// A file as it came: what was told of it, and its descriptors.
 pub(super) struct Received {
     pub(super) about: FileAbout,
     pub(super) file: OwnedFd,
     /// For reads around the page cache.
     pub(super) direct: Option<OwnedFd>,
+}
+
+impl Received {
+    fn link(self) -> io::Result<Link> {
+        let mut file = FileStorage::from_file(File::from(self.file))?;
+        file.read_with(self.direct.map(File::from));
+        let path = PathBuf::from(OsString::from_vec(self.about.path));
+        Ok((path, self.about.name, Arc::new(file)))
+    }
 }
 
 /// A file below the top: who calls it what, its path, and the file until it is opened.
@@ -148,14 +158,29 @@ impl Source for Disk {
 /// # Errors
 /// `Io` where the files are no chain, or the image cannot be read.
 pub(super) fn open(number: u32, chain: Vec<Received>) -> guest::Result<Arc<dyn Source>> {
-    let failed =
-        |e: &dyn std::fmt::Display| Error::new(ErrorKind::Io, format!("disk {number}: {e}"));
-    let mut files = chain.into_iter().map(|Received { about, file, direct }| {
-        let path = PathBuf::from(OsString::from_vec(about.path));
-        let file = ReadOnlyFile::new(file, direct).map_err(|e| failed(&e))?;
-        Ok((path, about.name, file))
+    let links = chain.into_iter().map(Received::link).collect::<io::Result<Vec<_>>>();
+    let image = links.map_err(qcow2_error).and_then(image);
+    let failed = |e| Error::new(ErrorKind::Io, format!("disk {number}: {e}"));
+    Ok(Arc::new(Disk { image: image.map_err(failed)?, number }))
+}
+
+/// Opens the image at `path` with its chain, for reading: as a worker has it, locked.
+///
+/// # Errors
+/// Those of [`qcow2::chain_files`].
+pub(super) fn open_image(path: &Path) -> qcow2::Result<Image> {
+    let files = qcow2::chain_files(path, &OpenOptions::new())?;
+    image(files.into_iter().map(|file| (file.path, file.name, file.file)).collect())
+}
+
+/// The image over a chain of open files, the top first. A file that becomes shorter is an error.
+fn image(chain: Vec<Link>) -> qcow2::Result<Image> {
+    let mut files = chain.into_iter().map(|(path, name, file)| {
+        let file = ReadOnlyFile::new(file).map_err(qcow2_error)?;
+        qcow2::Result::Ok((path, name, file))
     });
-    let (top, _, storage) = files.next().ok_or_else(|| failed(&"it has no files"))??;
+    let none = || qcow2::Error::new(qcow2::ErrorKind::Chain, "it has no files");
+    let (top, _, storage) = files.next().ok_or_else(none)??;
     let mut below = Vec::new();
     let mut referrer = top.clone();
     for file in files {
@@ -165,8 +190,11 @@ pub(super) fn open(number: u32, chain: Vec<Received>) -> guest::Result<Arc<dyn S
     }
     let options = OpenOptions { metadata_cache: METADATA, lock: false, ..OpenOptions::new() };
     let gate = Gate(Mutex::new(below));
-    let image = Image::open_storage(Arc::new(storage), &top, &gate, &options.read_only());
-    Ok(Arc::new(Disk { image: image.map_err(|e| failed(&e))?, number }))
+    Image::open_storage(Arc::new(storage), &top, &gate, &options.read_only())
+}
+
+fn qcow2_error(error: io::Error) -> qcow2::Error {
+    qcow2::Error::new(qcow2::ErrorKind::Io, error.to_string())
 }
 
 #[cfg(test)]

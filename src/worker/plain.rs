@@ -6,23 +6,26 @@
 //! mounted here. All else goes through the worker: small files and reads, what is compressed, among
 //! metadata or in a journal, and what has checksums of its own.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use guest::tree::{Layout, Origin, Placed, READ};
 use guest::{DiskRange, Error, ErrorKind, Node, Result};
-use qcow2::{Image, OpenOptions};
+use qcow2::Image;
+
+use super::disk;
 
 /// Shortest read that is worth it, in bytes.
 const SHORTEST: usize = 64 << 10;
 /// The part of a file that always goes through the worker, in bytes: where a small file lies is not asked.
 const BEGINNING: u64 = READ as u64;
-/// Parts of layouts that are remembered.
-const LAYOUTS: usize = 8;
-/// Memory for the mapping of one disk, in bytes.
-const METADATA: usize = 4 << 20;
+/// Parts of layouts that are remembered, and pieces and ranges of them in all.
+const LAYOUTS: usize = 64;
+const ITEMS: usize = 128 << 10;
+/// Bytes of a file for which it is remembered that its layout cannot be told.
+const UNKNOWN: u64 = 64 << 20;
 /// Time that reads under way have to be done once the mount ends.
 const READS: Duration = Duration::from_secs(2);
 
@@ -31,6 +34,8 @@ type Images = Vec<(u32, Image)>;
 
 enum Disks {
     Closed(Vec<(u32, PathBuf)>),
+    /// Somebody opens them, which may take long: a disk may hang.
+    Opening,
     Open(Arc<Images>),
     /// They cannot be opened a second time, or the mount has ended.
     None,
@@ -43,6 +48,28 @@ type Of = (u32, Node);
 pub(super) struct Plain {
     disks: Mutex<Disks>,
     layouts: Mutex<VecDeque<(Of, Arc<Layout>)>>,
+    /// Volumes whose content is checked against checksums.
+    checked: Mutex<BTreeSet<u32>>,
+    under_way: Mutex<UnderWay>,
+}
+
+/// When the reads began that are under way, by number.
+#[derive(Default)]
+struct UnderWay {
+    begun: BTreeMap<u64, Instant>,
+    last: u64,
+}
+
+/// A read that is under way; none any more when it is dropped.
+struct Reading<'a> {
+    plain: &'a Plain,
+    number: u64,
+}
+
+impl Drop for Reading<'_> {
+    fn drop(&mut self) {
+        lock(&self.plain.under_way).begun.remove(&self.number);
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -57,7 +84,26 @@ pub(super) fn is_worth_it(length: usize, offset: u64) -> bool {
 impl Plain {
     /// For disks that are opened when they are needed.
     pub(super) fn new(disks: &[(u32, PathBuf)]) -> Self {
-        Self { disks: Mutex::new(Disks::Closed(disks.to_vec())), layouts: Mutex::default() }
+        Self {
+            disks: Mutex::new(Disks::Closed(disks.to_vec())),
+            layouts: Mutex::default(),
+            checked: Mutex::default(),
+            under_way: Mutex::default(),
+        }
+    }
+
+    fn begin(&self) -> Reading<'_> {
+        let mut under_way = lock(&self.under_way);
+        under_way.last += 1;
+        let number = under_way.last;
+        under_way.begun.insert(number, Instant::now());
+        Reading { plain: self, number }
+    }
+
+    /// Whether a read of a disk takes longer than `limit`: it hangs.
+    pub(super) fn hangs(&self, limit: Duration) -> bool {
+        let under_way = lock(&self.under_way);
+        under_way.begun.values().any(|begun| begun.elapsed() > limit)
     }
 
     /// Lets go of the disks, as soon as nobody reads them.
@@ -73,13 +119,21 @@ impl Plain {
 
     fn images(&self) -> Option<Arc<Images>> {
         let mut disks = lock(&self.disks);
-        if let Disks::Closed(paths) = &*disks {
-            *disks = open(paths).map_or(Disks::None, |images| Disks::Open(Arc::new(images)));
+        let paths = match &mut *disks {
+            Disks::Open(images) => return Some(Arc::clone(images)),
+            Disks::Opening | Disks::None => return None,
+            Disks::Closed(paths) => std::mem::take(paths),
+        };
+        *disks = Disks::Opening;
+        drop(disks);
+        let images = open(&paths).map(Arc::new);
+        let mut disks = lock(&self.disks);
+        if !matches!(*disks, Disks::Opening) {
+            // The mount has ended.
+            return None;
         }
-        match &*disks {
-            Disks::Open(images) => Some(Arc::clone(images)),
-            _ => None,
-        }
+        *disks = images.clone().map_or(Disks::None, Disks::Open);
+        images
     }
 
     /// The part of a file's layout that has byte `offset`, from `ask` where it is not known.
@@ -88,36 +142,41 @@ impl Plain {
         of: Of,
         offset: u64,
         ask: impl FnOnce() -> Result<Layout>,
-    ) -> Result<Arc<Layout>> {
-        let has = |layout: &Layout| {
-            let start = layout.pieces.first().map_or(u64::MAX, |piece| piece.offset);
-            let end = layout.pieces.last().map_or(0, |piece| piece.offset + piece.length);
-            start <= offset && offset < end
-        };
-        let mut known = lock(&self.layouts);
-        if let Some(at) = known.iter().position(|(whose, layout)| *whose == of && has(layout))
-            && let Some(entry) = known.remove(at)
-        {
-            let layout = Arc::clone(&entry.1);
-            known.push_back(entry);
-            return Ok(layout);
+    ) -> Option<Arc<Layout>> {
+        if let Some(known) = known(&mut lock(&self.layouts), of, offset) {
+            return Some(known);
         }
-        drop(known);
-        let layout = Arc::new(ask()?);
-        let mut known = lock(&self.layouts);
-        if known.len() >= LAYOUTS {
-            known.pop_front();
+        if lock(&self.checked).contains(&of.0) {
+            return None;
         }
-        known.push_back((of, Arc::clone(&layout)));
-        Ok(layout)
+        let layout = ask().unwrap_or_else(|_| {
+            // What lies there may be read all the same, or the reason is told then.
+            let origin = Origin::Unknown;
+            Layout { pieces: vec![Placed { offset, length: UNKNOWN, origin }], ..Layout::default() }
+        });
+        if layout.checked {
+            lock(&self.checked).insert(of.0);
+            return None;
+        }
+        let layout = Arc::new(layout);
+        let mut layouts = lock(&self.layouts);
+        // Others may have asked at the same time.
+        if let Some(known) = known(&mut layouts, of, offset) {
+            return Some(known);
+        }
+        layouts.push_back((of, Arc::clone(&layout)));
+        let mut items: usize = layouts.iter().map(|(_, layout)| weight(layout)).sum();
+        while layouts.len() > LAYOUTS || (items > ITEMS && layouts.len() > 1) {
+            items -= layouts.pop_front().map_or(0, |(_, layout)| weight(&layout));
+        }
+        Some(layout)
     }
 
     /// Fills `buf` from byte `offset` of a file, less only at its end. `None` where not all of it is on
     /// the disks as it is.
     ///
     /// # Errors
-    /// Those of `ask`, which tells the layout from `offset` on; `Io` where a disk cannot be read;
-    /// `Corrupt` for a range that is not on it.
+    /// `Io` where a disk cannot be read; `Corrupt` for a range that is not on it.
     pub(super) fn read(
         &self,
         of: Of,
@@ -125,8 +184,9 @@ impl Plain {
         offset: u64,
         ask: impl FnOnce() -> Result<Layout>,
     ) -> Result<Option<usize>> {
-        let layout = self.layout(of, offset, ask)?;
+        let Some(layout) = self.layout(of, offset, ask) else { return Ok(None) };
         let Some((parts, length)) = parts(&layout, offset, buf.len()) else { return Ok(None) };
+        let _reading = self.begin();
         let Some(images) = self.images() else { return Ok(None) };
         let mut rest = &mut buf[..length];
         for part in parts {
@@ -142,11 +202,29 @@ impl Plain {
     }
 }
 
+/// Finds the part of a layout that has byte `offset`, and keeps it longest from now on.
+fn known(layouts: &mut VecDeque<(Of, Arc<Layout>)>, of: Of, offset: u64) -> Option<Arc<Layout>> {
+    let has = |layout: &Layout| {
+        let start = layout.pieces.first().map_or(u64::MAX, |piece| piece.offset);
+        let end = layout.pieces.last().map_or(0, |piece| piece.offset.saturating_add(piece.length));
+        start <= offset && offset < end
+    };
+    let at = layouts.iter().position(|(whose, layout)| *whose == of && has(layout))?;
+    let entry = layouts.remove(at)?;
+    let layout = Arc::clone(&entry.1);
+    layouts.push_back(entry);
+    Some(layout)
+}
+
+/// Pieces and ranges of a layout.
+fn weight(layout: &Layout) -> usize {
+    layout.pieces.iter().map(|piece| 1 + piece.origin.ranges().len()).sum()
+}
+
 fn open(paths: &[(u32, PathBuf)]) -> Option<Images> {
-    let options = OpenOptions { metadata_cache: METADATA, ..OpenOptions::new() }.read_only();
     let mut images = Images::new();
     for (number, path) in paths {
-        match Image::open(path, &options) {
+        match disk::open_image(path) {
             Ok(image) => images.push((*number, image)),
             Err(error) => {
                 tracing::warn!(%error, "a disk cannot be opened again; its worker reads all of it");
@@ -293,15 +371,89 @@ mod tests {
     #[test]
     fn parts_of_layouts_are_asked_for_once_as_long_as_they_are_remembered() {
         let plain = Plain::new(&[]);
-        let mut asked = 0;
-        for file in [1, 1, 2, 1, 3, 4, 5, 6, 7, 8, 9, 1, 2] {
-            let known = plain.layout((0, Node(file)), 10, || {
-                asked += 1;
-                Ok(layout())
-            });
-            assert_eq!(known.unwrap().pieces.len(), 6);
+        let asked = std::cell::Cell::new(0);
+        let ask = |file: u64, pieces: usize| {
+            plain.layout((0, Node(file)), 10, || {
+                asked.set(asked.get() + 1);
+                let pieces = (0..pieces as u64).map(|n| placed(n * 100, 100, Origin::Hole));
+                Ok(Layout { pieces: pieces.collect(), ..Layout::default() })
+            })
+        };
+        for file in (0..LAYOUTS as u64).chain([0, 7, 0]) {
+            assert!(ask(file, 1).is_some());
         }
-        // All nine, and the second one again: nobody had used it for longest when the ninth came.
-        assert_eq!(asked, 10);
+        assert_eq!(asked.get(), LAYOUTS);
+        ask(1000, 1);
+        // One more than are remembered: nobody had asked for the second one for longest.
+        ask(0, 1);
+        assert_eq!(asked.get(), LAYOUTS + 1);
+        ask(1, 1);
+        assert_eq!(asked.get(), LAYOUTS + 2);
+        // Large ones count for more.
+        ask(2000, ITEMS);
+        ask(0, 1);
+        assert_eq!(asked.get(), LAYOUTS + 4);
+        assert_eq!(lock(&plain.layouts).len(), 1);
+    }
+
+    #[test]
+    fn a_layout_that_cannot_be_told_leaves_the_file_to_the_worker_and_is_not_asked_for_again() {
+        let plain = Plain::new(&[]);
+        let mut asked = 0;
+        for offset in [5 << 20, 6 << 20, (5 << 20) + UNKNOWN - 100, (5 << 20) + UNKNOWN] {
+            let read = plain.read((0, Node(1)), &mut [0; 512], offset, || {
+                asked += 1;
+                Err(Error::corrupt("a damaged block"))
+            });
+            assert_eq!(read.unwrap(), None);
+        }
+        assert_eq!(asked, 2);
+        // A volume that checks its content is asked once.
+        let mut asked = 0;
+        for offset in [5 << 20, 900 << 20] {
+            let read = plain.read((1, Node(1)), &mut [0; 512], offset, || {
+                asked += 1;
+                Ok(Layout { checked: true, ..layout() })
+            });
+            assert_eq!(read.unwrap(), None);
+        }
+        assert_eq!(asked, 1);
+    }
+
+    #[test]
+    fn a_disk_that_hangs_is_noticed_and_a_mount_ends_without_it() {
+        let plain = Plain::new(&[]);
+        assert!(!plain.hangs(Duration::ZERO));
+        let reading = plain.begin();
+        std::thread::sleep(Duration::from_millis(2));
+        assert!(plain.hangs(Duration::from_millis(1)));
+        drop(reading);
+        assert!(!plain.hangs(Duration::ZERO));
+        // While somebody opens the disks, others do without and the end does not wait.
+        *lock(&plain.disks) = Disks::Opening;
+        assert!(plain.images().is_none());
+        plain.end();
+        assert!(matches!(*lock(&plain.disks), Disks::None));
+    }
+
+    #[test]
+    fn a_file_that_is_cut_off_while_it_is_mounted_gives_no_zeroes() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk.qcow2");
+        qcow2::create(&path, &qcow2::CreateOptions::new(4 << 20)).unwrap();
+        let image = Image::open(&path, &qcow2::OpenOptions::new()).unwrap();
+        image.write_at(&vec![7; 2 << 20], 0).unwrap();
+        image.close().unwrap();
+        let plain = Plain::new(&[(0, path.clone())]);
+        let read = || {
+            let pieces = vec![placed(0, 2 << 20, Origin::Plain(vec![range(0, 0, 2 << 20)]))];
+            let mut bytes = vec![0; 1 << 20];
+            let layout = Layout { pieces, ..Layout::default() };
+            plain.read((0, Node(1)), &mut bytes, 1 << 20, || Ok(layout)).map(|_| bytes[1 << 19])
+        };
+        assert_eq!(read().unwrap(), 7);
+        let file = std::fs::File::options().write(true).open(&path).unwrap();
+        file.set_len(file.metadata().unwrap().len() - (1 << 20)).unwrap();
+        assert_eq!(read().unwrap_err().kind, ErrorKind::Io);
     }
 }

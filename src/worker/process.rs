@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use guest::{Error, ErrorKind, Result, Tree, VolumeAbout};
+use rustix::process::Resource;
 use serde::de::DeserializeOwned;
 
 use super::plain::Plain;
@@ -22,6 +23,8 @@ use super::{check, frames, spawner};
 const COMMAND: &str = "guest-worker";
 /// How the message of every failure begins that is one of a worker which is gone.
 const ENDED: &str = "the worker ended";
+/// Descriptors of the hub that are left for everything else.
+const OTHERS: u64 = 512;
 /// Time that a process which was killed has to be gone.
 const KILLED: Duration = Duration::from_secs(2);
 /// Bytes of a worker's last words that are read, and those of them that are told.
@@ -92,23 +95,31 @@ impl Worker {
     /// `Io` where an image cannot be opened or the worker fails, with the reason.
     pub fn start(program: &Program, disks: &[(u32, PathBuf)], limits: &Limits) -> Result<Self> {
         let chains = disks.iter().map(|disk| open_chain(&disk.1)).collect::<Result<Vec<_>>>()?;
-        let files: Vec<_> = chains.iter().flatten().map(|file| &file.file).collect();
+        let files: Vec<_> = chains.iter().flatten().collect();
         if files.len() > FILES {
             let text = format!("the disks have {} files; {FILES} are the most", files.len());
             return Err(Error::limit(text));
         }
+        // A second descriptor each, where this process can have so many.
+        let many = rustix::process::getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+        let can = many >= 2 * files.len() as u64 + OTHERS;
         let about = |file: &qcow2::ChainFile| FileAbout {
             path: file.path.as_os_str().as_bytes().to_vec(),
             name: file.name.clone(),
-            direct: file.file.direct_reads().is_some(),
+            direct: can && file.file.direct_reads().is_some(),
         };
         let disk = |((number, _), chain): (&(u32, PathBuf), &Vec<qcow2::ChainFile>)| Disk {
             number: *number,
             files: chain.iter().map(about).collect(),
         };
         let told = Disks(disks.iter().zip(&chains).map(disk).collect());
-        let fds = files.iter().flat_map(|file| [Some(file.file()), file.direct_reads()]);
-        let fds: Vec<_> = fds.flatten().map(AsFd::as_fd).collect();
+        let mut fds = Vec::new();
+        for file in &files {
+            fds.push(file.file.file().as_fd());
+            if can {
+                fds.extend(file.file.direct_reads().map(AsFd::as_fd));
+            }
+        }
 
         let plain = Plain::new(disks);
         let mut worker =
@@ -188,6 +199,10 @@ impl Worker {
     /// Whether it still runs. Asks the process, not the worker, and does not wait for it.
     pub fn is_alive(&self) -> bool {
         if self.ended.get().is_some() {
+            return false;
+        }
+        if self.plain.hangs(self.limits.request) {
+            self.end_because("its disk gives no answer");
             return false;
         }
         let exited = match &mut self.process().child {
@@ -298,8 +313,13 @@ impl Worker {
         self.process.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Kills the process where it still runs, waits for it, and remembers why.
+    /// Kills the process where it still runs, waits for it, and remembers why. The disks are let go of.
     fn end_because(&self, why: &str) {
+        self.end_process(why);
+        self.plain.end();
+    }
+
+    fn end_process(&self, why: &str) {
         let mut process = self.process();
         let Some(mut child) = process.child.take() else { return };
         let died = died_by_itself(&mut child, why);
@@ -315,7 +335,6 @@ impl Worker {
         }
         tracing::info!(worker = self.pid, reason = %text, "a worker ended");
         let _ = self.ended.set(text);
-        self.plain.end();
     }
 }
 
