@@ -113,7 +113,7 @@ impl From<Change> for ChangeView {
         Self {
             path: names::shown(&change.path),
             change: change.kind.word(),
-            file_type: super::files::type_word(change.file_type),
+            file_type: super::view::type_word(change.file_type),
             size_before: change.before,
             size_after: change.after,
         }

@@ -5,14 +5,15 @@ use std::time::{Duration, Instant};
 
 use axum::Json;
 use axum::extract::{Path, State};
-use guest::tree::{LISTING, Listed};
-use guest::{Attributes, Cursor, FileType, Status, Time};
+use guest::tree::LISTING;
+use guest::{Cursor, FileType};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::path::{AskedPath, GuestPath, told};
+use super::view::{FileView, timestamp};
 use super::waiting::Waiting;
 use super::{Found, download, failure, find, roots};
 use crate::api::Api;
@@ -34,116 +35,6 @@ const TIME: Duration = Duration::from_secs(60);
 
 pub(super) fn router() -> OpenApiRouter<Api> {
     OpenApiRouter::new().routes(routes!(list)).routes(routes!(file_info)).routes(routes!(by_name))
-}
-
-/// A file, directory, or anything else that has a name.
-#[derive(Debug, Serialize, ToSchema)]
-struct FileView {
-    /// Its name. A byte that is no UTF-8 is `\xNN`, and a backslash before such letters is doubled.
-    name: String,
-    /// Its path in the mount: what other addresses take.
-    path: String,
-    /// `file`, `directory`, `symlink`, `char_device`, `block_device`, `fifo`, `socket`, or `opaque`:
-    /// `note` says why its content cannot be read.
-    r#type: &'static str,
-    /// Bytes of a file.
-    size: u64,
-    /// Permission bits in octal, such as `0644`.
-    mode: String,
-    #[schema(value_type = Option<String>)]
-    modified_time: Option<Timestamp>,
-    is_symlink: bool,
-    /// Where a link points.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    symlink_target: Option<String>,
-    /// What people should know of it.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    note: Option<String>,
-    uid: u32,
-    gid: u32,
-    /// Names that it has.
-    links: u32,
-}
-
-pub(super) fn type_word(file_type: FileType) -> &'static str {
-    match file_type {
-        FileType::File => "file",
-        FileType::Directory => "directory",
-        FileType::Symlink => "symlink",
-        FileType::CharDevice => "char_device",
-        FileType::BlockDevice => "block_device",
-        FileType::Fifo => "fifo",
-        FileType::Socket => "socket",
-        FileType::Opaque => "opaque",
-    }
-}
-
-fn timestamp(time: Option<Time>) -> Option<Timestamp> {
-    time.and_then(|time| Timestamp::at(time.seconds, time.nanoseconds))
-}
-
-impl FileView {
-    fn new(name: &[u8], path: String, attributes: &Attributes, target: Option<&[u8]>) -> Self {
-        Self {
-            name: names::shown(name),
-            path,
-            r#type: type_word(attributes.file_type),
-            size: attributes.size,
-            mode: format!("{:04o}", attributes.mode & 0o7777),
-            modified_time: timestamp(attributes.modified),
-            is_symlink: attributes.file_type == FileType::Symlink,
-            symlink_target: target.map(names::shown),
-            note: attributes.note.clone(),
-            uid: attributes.uid,
-            gid: attributes.gid,
-            links: attributes.links,
-        }
-    }
-
-    /// A name in a directory. Damage of what it names is told in its place.
-    fn listed(directory: &str, listed: &Listed) -> Self {
-        let path = format!("{directory}/{}", names::shown(&listed.name));
-        match &listed.attributes {
-            Ok(attributes) => Self::new(&listed.name, path, attributes, listed.target.as_deref()),
-            Err(error) => Self {
-                name: names::shown(&listed.name),
-                path,
-                r#type: type_word(FileType::Opaque),
-                size: 0,
-                mode: "0000".into(),
-                modified_time: None,
-                is_symlink: false,
-                symlink_target: None,
-                note: Some(error.message.clone()),
-                uid: 0,
-                gid: 0,
-                links: 0,
-            },
-        }
-    }
-}
-
-/// The volumes of a mount, as directories.
-fn volumes(using: &Using) -> Vec<FileView> {
-    let view = |volume: &guest::VolumeAbout| FileView {
-        name: volume.name.clone(),
-        path: format!("/{}", volume.name),
-        r#type: type_word(FileType::Directory),
-        size: 0,
-        mode: "0555".into(),
-        modified_time: None,
-        is_symlink: false,
-        symlink_target: None,
-        note: match &volume.status {
-            Status::Clean | Status::Replayed => None,
-            Status::Stale(reason) => Some(format!("stale: {reason}")),
-            Status::Refused(reason) => Some(format!("refused: {reason}")),
-        },
-        uid: 0,
-        gid: 0,
-        links: 1,
-    };
-    using.volumes().iter().map(view).collect()
 }
 
 /// What could not be looked at.
@@ -168,6 +59,20 @@ struct FileList {
     /// Volumes and directories below that could not be read; only of recursive listings and searches.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     errors: Vec<TroubleView>,
+}
+
+impl FileList {
+    fn new(mount_id: String) -> Self {
+        Self {
+            mount_id,
+            path: "/".into(),
+            files: Vec::new(),
+            total_count: 0,
+            more: false,
+            next_cursor: None,
+            errors: Vec::new(),
+        }
+    }
 }
 
 #[derive(Debug, Deserialize, IntoParams)]
@@ -217,20 +122,12 @@ async fn list(
         let go_on = for_a_while(waits);
         let limits = SearchLimits { found: query.limit(), ..SearchLimits::LISTING };
         let using = mounts.using(&id)?;
-        let mut list = FileList {
-            mount_id: id,
-            path: "/".into(),
-            files: Vec::new(),
-            total_count: 0,
-            more: false,
-            next_cursor: None,
-            errors: Vec::new(),
-        };
+        let mut list = FileList::new(id);
         match find(&using, &path, true)? {
             Some(found) if query.recursive => below(&mut list, &found, limits, &go_on)?,
             Some(found) => page(&mut list, &found, &query, &go_on)?,
             None => {
-                list.files = volumes(&using);
+                list.files = using.volumes().iter().map(FileView::volume).collect();
                 if query.recursive {
                     all_volumes(&mut list, &using, limits, &go_on);
                 }
@@ -429,23 +326,9 @@ fn info(mount_id: String, using: &Using, found: &Found) -> Result<FileInfo, Fail
 
 /// The directory that the volumes are in.
 fn of_root(mount_id: String) -> FileInfo {
-    let file = FileView {
-        name: "/".into(),
-        path: "/".into(),
-        r#type: type_word(FileType::Directory),
-        size: 0,
-        mode: "0555".into(),
-        modified_time: None,
-        is_symlink: false,
-        symlink_target: None,
-        note: None,
-        uid: 0,
-        gid: 0,
-        links: 1,
-    };
     FileInfo {
         mount_id,
-        file,
+        file: FileView::root(),
         allocated: None,
         accessed_time: None,
         changed_time: None,
@@ -490,15 +373,7 @@ async fn by_name(
         let pattern = Pattern::new(&query.name)
             .map_err(|error| Failure::new(FailureKind::Invalid, error.message, ""))?;
         let using = mounts.using(&id)?;
-        let mut list = FileList {
-            mount_id: id,
-            path: "/".into(),
-            files: Vec::new(),
-            total_count: 0,
-            more: false,
-            next_cursor: None,
-            errors: Vec::new(),
-        };
+        let mut list = FileList::new(id);
         // What is left for the volumes that follow.
         let mut left = SearchLimits { found: limit, ..SearchLimits::default() };
         let mut look = |list: &mut FileList, found: &Found| {

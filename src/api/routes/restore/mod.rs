@@ -8,6 +8,7 @@ mod mounts;
 mod path;
 mod range;
 mod stream;
+mod view;
 mod waiting;
 
 pub(in crate::api) use stream::Streams;
