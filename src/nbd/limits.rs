@@ -66,7 +66,7 @@ impl Default for Limits {
             shutdown_notice: Duration::from_millis(200),
             shutdown: Duration::from_secs(30),
             workers: 6,
-            readers: 16,
+            readers: 8,
         }
     }
 }
