@@ -8,12 +8,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Once};
 use std::time::Duration;
 
+use capture_support::observer::{Acting, Told};
 use capture_support::{Disk, Proxy, pattern};
 use hub_support::Hub;
 use hub_support::devices::{Accountant, Scripted};
 use sendense_hub::block::{BlockDevice, ZeroOptions};
 use sendense_hub::capture::{
-    CLUSTER, CaptureError, Changes, Observer, Progress, Source, Summary, Target, copy,
+    CLUSTER, CaptureError, Changes, Progress, Source, Summary, Target, copy,
 };
 use sendense_hub::checksum::Checksum;
 use sendense_hub::export::memory::MemoryDevice;
@@ -324,43 +325,6 @@ fn a_server_that_does_not_come_back_ends_the_copy_with_the_cause() {
     assert!(progress.cuts() > 1);
 }
 
-/// Does something once so much was sent.
-struct Midway<F> {
-    progress: Progress,
-    after: u64,
-    act: F,
-    acted: Once,
-}
-
-impl<F: Fn() + Sync> Observer for Midway<F> {
-    fn planned(&self, bytes: u64) {
-        self.progress.planned(bytes);
-    }
-
-    fn read(&self, bytes: u64) {
-        self.progress.read(bytes);
-    }
-
-    fn sent(&self, bytes: u64) {
-        self.progress.sent(bytes);
-        if self.progress.bytes_sent() >= self.after {
-            self.acted.call_once(&self.act);
-        }
-    }
-
-    fn done(&self, bytes: u64) {
-        self.progress.done(bytes);
-    }
-
-    fn cut(&self, cause: &CaptureError) {
-        self.progress.cut(cause);
-    }
-
-    fn is_cancelled(&self) -> bool {
-        self.progress.is_cancelled()
-    }
-}
-
 /// A copy in small requests; `act` is called once 2 MiB were sent.
 fn disturbed(
     bytes: &[u8],
@@ -368,7 +332,12 @@ fn disturbed(
     act: impl Fn() + Sync,
 ) -> Result<Summary, CaptureError> {
     let target = Target { request: 1 << 16, ..target.clone() };
-    let observer = Midway { progress: Progress::new(), after: 2 * MIB, act, acted: Once::new() };
+    let acted = Once::new();
+    let observer = Acting::new(|progress, told| {
+        if told == Told::Sent && progress.bytes_sent() >= 2 * MIB {
+            acted.call_once(&act);
+        }
+    });
     copy(&Disk::of(bytes).source(), &target, &Changes::Everything, &observer)
 }
 
@@ -440,38 +409,12 @@ fn a_last_flush_that_fails_fails_the_copy() {
 }
 
 /// Cancels once so much was sent, or at the first cut.
-struct Impatient {
-    progress: Progress,
-    after: u64,
-}
-
-impl Observer for Impatient {
-    fn planned(&self, bytes: u64) {
-        self.progress.planned(bytes);
-    }
-
-    fn read(&self, bytes: u64) {
-        self.progress.read(bytes);
-    }
-
-    fn sent(&self, bytes: u64) {
-        self.progress.sent(bytes);
-        if self.progress.bytes_sent() >= self.after {
-            self.progress.cancel();
+fn impatient(after: u64) -> Acting<impl Fn(&Progress, Told) + Sync> {
+    Acting::new(move |progress, told| {
+        if told == Told::Cut || (told == Told::Sent && progress.bytes_sent() >= after) {
+            progress.cancel();
         }
-    }
-
-    fn done(&self, bytes: u64) {
-        self.progress.done(bytes);
-    }
-
-    fn cut(&self, _cause: &CaptureError) {
-        self.progress.cancel();
-    }
-
-    fn is_cancelled(&self) -> bool {
-        self.progress.is_cancelled()
-    }
+    })
 }
 
 #[test]
@@ -480,7 +423,7 @@ fn cancelling_stops_the_copy_while_it_sends_and_while_it_waits() {
     let disk = Disk::of(&bytes);
     let device = Arc::new(Accountant::new(bytes.len(), true));
     let hub = hub(&device);
-    let observer = Impatient { progress: Progress::new(), after: 2 * MIB };
+    let observer = impatient(2 * MIB);
     let target = Target { request: 1 << 16, ..target(&hub) };
     let stopped = copy(&disk.source(), &target, &Changes::Everything, &observer);
     assert!(matches!(stopped, Err(CaptureError::Cancelled)), "{stopped:?}");
@@ -488,7 +431,7 @@ fn cancelling_stops_the_copy_while_it_sends_and_while_it_waits() {
 
     let proxy = Proxy::start(hub.address, &[MIB], || {});
     proxy.stay_closed();
-    let observer = Impatient { progress: Progress::new(), after: u64::MAX };
+    let observer = impatient(u64::MAX);
     let stopped = copy(&disk.source(), &steady(&proxy), &Changes::Everything, &observer);
     assert!(matches!(stopped, Err(CaptureError::Cancelled)), "{stopped:?}");
 }

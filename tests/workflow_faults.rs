@@ -1,6 +1,8 @@
 //! Backups when things break: crashes, full disks, cut networks, damaged images.
 #![allow(clippy::unwrap_used, clippy::print_stdout, missing_docs)]
 
+#[path = "capture_support/observer.rs"]
+mod observer;
 #[path = "support/mod.rs"]
 mod support;
 mod workflow_support;
@@ -14,7 +16,8 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use nbd_proto::CommandFlags;
-use sendense_hub::capture::{self, CaptureError, Changes, Observer, Progress, Source, Target};
+use observer::{Acting, Told};
+use sendense_hub::capture::{self, Changes, Progress, Source, Target};
 use serde_json::json;
 use support::{Random, missing, not_root};
 use workflow_support::{Hub, LIMIT, Vm, export_of, image_of};
@@ -122,55 +125,6 @@ fn a_hub_that_is_killed_at_any_moment_tells_the_truth_when_it_is_back() {
     hub.assert_tidy();
 }
 
-/// Holds a copy once so much is done, until it may go on.
-struct Held {
-    progress: Progress,
-    at: u64,
-    go: (Mutex<bool>, Condvar),
-}
-
-impl Held {
-    fn at(bytes: u64) -> Self {
-        Self { progress: Progress::new(), at: bytes, go: (Mutex::new(false), Condvar::new()) }
-    }
-
-    fn go_on(&self) {
-        *self.go.0.lock().unwrap() = true;
-        self.go.1.notify_all();
-    }
-}
-
-impl Observer for Held {
-    fn planned(&self, bytes: u64) {
-        self.progress.planned(bytes);
-    }
-
-    fn read(&self, bytes: u64) {
-        self.progress.read(bytes);
-    }
-
-    fn sent(&self, bytes: u64) {
-        self.progress.sent(bytes);
-    }
-
-    fn done(&self, bytes: u64) {
-        self.progress.done(bytes);
-        if self.progress.bytes_done() >= self.at {
-            let (go, changed) = &self.go;
-            let held = go.lock().unwrap();
-            drop(changed.wait_timeout_while(held, LIMIT, |go| !*go).unwrap());
-        }
-    }
-
-    fn cut(&self, cause: &CaptureError) {
-        self.progress.cut(cause);
-    }
-
-    fn is_cancelled(&self) -> bool {
-        self.progress.is_cancelled()
-    }
-}
-
 #[test]
 fn a_capture_goes_on_after_the_hub_was_killed_and_sends_only_what_is_not_durable() {
     if missing(&["qemu-img"]) {
@@ -189,7 +143,12 @@ fn a_capture_goes_on_after_the_hub_was_killed_and_sends_only_what_is_not_durable
         reads_as_zeroes: true,
         ..Target::new(&hub.nbd, &export_of(&backup, 0))
     };
-    let held = Held::at(16 << 20);
+    let (go, changed) = (Mutex::new(false), Condvar::new());
+    let held = Acting::new(|progress: &Progress, told| {
+        if told == Told::Done && progress.bytes_done() >= 16 << 20 {
+            drop(changed.wait_timeout_while(go.lock().unwrap(), LIMIT, |go| !*go).unwrap());
+        }
+    });
     let source = Source::open(vm.disk(0).to_str().unwrap()).unwrap();
     let summary = std::thread::scope(|scope| {
         let copy = scope.spawn(|| capture::copy(&source, &target, &Changes::Everything, &held));
@@ -201,7 +160,8 @@ fn a_capture_goes_on_after_the_hub_was_killed_and_sends_only_what_is_not_durable
         // Not even a copy that is fast is through before the hub is gone.
         hub.kill();
         hub.restart();
-        held.go_on();
+        *go.lock().unwrap() = true;
+        changed.notify_all();
         assert_eq!(hub.backup(&id)["status"], "running");
         copy.join().unwrap().unwrap()
     });

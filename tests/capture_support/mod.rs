@@ -1,6 +1,8 @@
 //! Disks in files, and a proxy that cuts connections.
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
 
+pub mod observer;
+
 use std::collections::VecDeque;
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
