@@ -6,13 +6,12 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::IoSliceMut;
-use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use rustix::fs::{Advice, fadvise};
 use rustix::io::{ReadWriteFlags, preadv2};
 
-use super::direct::ALIGNMENT;
+use super::direct::{ALIGNMENT, reopen};
 
 /// Reads of a file after which it is asked again whether it is in the page cache.
 const AGAIN: u32 = 64;
@@ -32,8 +31,7 @@ pub(super) struct Cached {
 impl Cached {
     /// Opens `file` once more; `None` where that cannot be done.
     pub(super) fn open(file: &File) -> Option<Self> {
-        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
-        let file = OpenOptions::new().read(true).open(path).ok()?;
+        let file = reopen(file, OpenOptions::new().read(true)).ok()?;
         // Nothing that is asked for makes the system read what follows.
         fadvise(&file, 0, None, Advice::Random).ok()?;
         Some(Self { file, state: AtomicU32::new(ASK) })

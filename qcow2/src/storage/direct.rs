@@ -32,6 +32,12 @@ pub(super) struct Direct {
     refused: AtomicBool,
 }
 
+/// Opens `file` once more, in another way.
+pub(super) fn reopen(file: &File, how: &OpenOptions) -> io::Result<File> {
+    // The descriptor's own path: the file may have been renamed since it was opened.
+    how.open(format!("/proc/self/fd/{}", file.as_raw_fd()))
+}
+
 impl Direct {
     /// Opens `file` once more for writing; `None` where direct writes are not possible.
     pub(super) fn for_writing(file: &File) -> Option<Self> {
@@ -49,11 +55,9 @@ impl Direct {
     }
 
     fn open(file: &File, how: &mut OpenOptions, least: usize) -> Option<Self> {
-        // The descriptor's own path: the file may have been renamed since it was opened.
-        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
         #[allow(clippy::cast_possible_wrap, reason = "the flags of open(2) are an int")]
         let flags = OFlags::DIRECT.bits() as i32;
-        let file = how.custom_flags(flags).open(path).ok()?;
+        let file = reopen(file, how.custom_flags(flags)).ok()?;
         Some(Self { file, least, refused: AtomicBool::new(false) })
     }
 
