@@ -79,6 +79,13 @@ def ours(image, *, fmt="qcow2", read_only=False, unix=False, extra=()):
     return Server(command, "", prints_uri=True).read_uris(1)
 
 
+def ours_null(size, *, unix=False):
+    """The hub's NBD server in front of a disk that forgets everything."""
+    listen = ["--unix", tempfile.mktemp(".sock")] if unix else ["--listen", "127.0.0.1:0"]
+    command = [HUB, "export", *listen, f"d=null:{size}"]
+    return Server(command, "", prints_uri=True).read_uris(1)
+
+
 def qemu_nbd(options, image, *, fmt="qcow2", read_only=False, unix=False):
     mode = ["-r"] if read_only else []
     common = ["qemu-nbd", "-t", "-e", "32", "-x", "d", "-f", fmt, *mode, *options]

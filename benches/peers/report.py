@@ -108,7 +108,7 @@ def markdown(about, summary, goals):
             for name, e in contenders.items():
                 ratio = ""
                 if base and e["median"] and name != "ours":
-                    smaller = e["unit"] in ("s", "ms", "MiB")
+                    smaller = e["unit"] in ("s", "ms", "MiB", "%")
                     ratio = f"{e['median'] / base if smaller else base / e['median']:.2f}"
                 lines.append(
                     f"| {case} | {name} | {number(e['median'])} {e['unit']} | {ratio} "
