@@ -24,6 +24,8 @@ pub struct DeviceInfo {
     /// The device can tell which ranges of this session's writes are durable
     /// ([`BlockDevice::durable`]).
     pub tells_durable: bool,
+    /// Files below the one on top: what lies in one place of the disk may lie in as many more.
+    pub backing_files: usize,
     /// The medium rotates (`NBD_FLAG_ROTATIONAL`).
     pub rotational: bool,
 }

@@ -15,6 +15,7 @@ pub mod demo;
 pub mod export;
 pub mod model;
 pub mod nbd;
+pub mod pages;
 pub mod repository;
 pub mod restore;
 pub mod secrets;

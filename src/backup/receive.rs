@@ -12,6 +12,7 @@ use crate::block::{
 };
 use crate::checksum::Checksum;
 use crate::export::Qcow2Device;
+use crate::pages::PageBuffer;
 use crate::repository::{Checksums, DiskFiles, RepositoryError, complete_checksums};
 
 /// Range of the disk that is changed by one thread at a time, in bytes: data and checksum of a
@@ -193,7 +194,7 @@ impl ReceivingDevice {
         if !self.skip_unchanged {
             return self.store_changed(buf, offset);
         }
-        let mut below = vec![0; buf.len()];
+        let mut below = PageBuffer::new(offset, buf.len());
         self.inner.read(&mut below, offset)?;
         // Runs of clusters that differ.
         let mut from = None;

@@ -27,6 +27,7 @@ impl MemoryDevice {
             can_discard: true,
             has_depth: false,
             tells_durable: false,
+            backing_files: 0,
             rotational: false,
         };
         let bytes = RwLock::new(vec![0; size]);

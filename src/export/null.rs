@@ -19,6 +19,7 @@ impl NullDevice {
             can_discard: true,
             has_depth: false,
             tells_durable: false,
+            backing_files: 0,
             rotational: false,
         };
         Self { info }

@@ -49,6 +49,7 @@ impl Qcow2Device {
             can_discard: true,
             has_depth: true,
             tells_durable: false,
+            backing_files: image.backing_files(),
             rotational: false,
         };
         Self { info, image }

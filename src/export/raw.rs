@@ -50,6 +50,7 @@ impl RawDevice {
             can_discard: true,
             has_depth: false,
             tells_durable: false,
+            backing_files: 0,
             rotational: false,
         };
         let closed = AtomicBool::new(false);

@@ -1,16 +1,10 @@
-//! Memory for payloads: one budget for the process, taken before a buffer exists, and aligned
-//! buffers that are used again.
+//! Memory for payloads: one budget for the process, taken before a buffer exists.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use super::limits::{ALIGNMENT, PIECE};
-
-/// Bytes of buffers that are kept for use again, in all.
-const KEPT: usize = 32 << 20;
-/// Smallest buffer in bytes.
-const SMALLEST: usize = 16 << 10;
+use crate::pages::PageBuffer;
 
 /// A number of bytes that many take from and give back to, in order of arrival.
 #[derive(Debug)]
@@ -110,85 +104,29 @@ impl Drop for Share {
     }
 }
 
-/// Bytes of memory that a payload of `length` (at most [`PIECE`]) takes: what to take from the
-/// budget for it.
-pub fn footprint(length: usize) -> usize {
-    // A page to align in, and a page to shift in.
-    length.next_power_of_two().clamp(SMALLEST, PIECE) + 2 * ALIGNMENT
-}
-
-/// Page-aligned buffers in sizes of powers of two.
-#[derive(Debug, Default)]
-pub struct Pool {
-    kept: Mutex<Kept>,
-}
-
-#[derive(Debug, Default)]
-struct Kept {
-    bytes: usize,
-    /// By size.
-    buffers: BTreeMap<usize, Vec<Vec<u8>>>,
-}
-
-/// A part of a pooled buffer whose address is congruent to a disk offset, page by page.
+/// A payload, or a part of one, in memory that a budget has paid for.
 #[derive(Debug)]
 pub struct Piece {
-    memory: Vec<u8>,
-    start: usize,
-    length: usize,
-    pool: Arc<Pool>,
+    buffer: PageBuffer,
     /// Given back with the last buffer that it pays for.
     _share: Arc<Share>,
 }
 
-impl Pool {
-    /// A buffer for `length` (at most [`PIECE`]) bytes of the disk from `offset` on; `share` has
-    /// paid its [`footprint`].
-    pub fn piece(self: &Arc<Self>, offset: u64, length: usize, share: Arc<Share>) -> Piece {
-        debug_assert!(length <= PIECE, "a piece is bounded");
-        let size = footprint(length);
-        let memory = self.lock().take(size).unwrap_or_else(|| vec![0; size]);
-        let aligned = memory.as_ptr().align_offset(ALIGNMENT);
-        #[allow(clippy::cast_possible_truncation, reason = "a remainder")]
-        let start = aligned + (offset % ALIGNMENT as u64) as usize;
-        Piece { memory, start, length, pool: Arc::clone(self), _share: share }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Kept> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Kept {
-    fn take(&mut self, size: usize) -> Option<Vec<u8>> {
-        let buffer = self.buffers.get_mut(&size)?.pop()?;
-        self.bytes -= size;
-        Some(buffer)
-    }
-
-    fn keep(&mut self, buffer: Vec<u8>) {
-        if self.bytes + buffer.len() <= KEPT {
-            self.bytes += buffer.len();
-            self.buffers.entry(buffer.len()).or_default().push(buffer);
-        }
-    }
-}
-
 impl Piece {
+    /// Memory for `length` bytes (at most a [`PIECE`](super::limits::PIECE)) of the disk from `offset` on;
+    /// `share` has paid its [`footprint`](crate::pages::footprint).
+    pub fn new(offset: u64, length: usize, share: Arc<Share>) -> Self {
+        Self { buffer: PageBuffer::new(offset, length), _share: share }
+    }
+
     /// The bytes.
     pub fn bytes(&self) -> &[u8] {
-        &self.memory[self.start..self.start + self.length]
+        &self.buffer
     }
 
     /// The bytes, for filling.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
-        &mut self.memory[self.start..self.start + self.length]
-    }
-}
-
-impl Drop for Piece {
-    fn drop(&mut self) {
-        self.pool.lock().keep(std::mem::take(&mut self.memory));
+        &mut self.buffer
     }
 }
 
@@ -198,30 +136,15 @@ mod tests {
     use std::time::Duration;
 
     #[test]
-    fn pieces_lie_in_memory_as_they_lie_on_the_disk() {
-        let pool = Arc::new(Pool::default());
+    fn a_share_is_given_back_with_the_last_piece_that_it_pays_for() {
         let budget = Budget::new(10 << 20);
-        for offset in [0, 512, 4096, 1_000_448] {
-            let piece = pool.piece(offset, 1000, Arc::new(budget.take(1000)));
-            assert_eq!(piece.bytes().as_ptr().addr() as u64 % 4096, offset % 4096);
-            assert_eq!(piece.bytes().len(), 1000);
-        }
-        assert_eq!(budget.peak(), 1000);
-    }
-
-    #[test]
-    fn a_buffer_fits_its_payload_wherever_it_starts_and_is_used_again() {
-        let pool = Arc::new(Pool::default());
-        let budget = Budget::new(10 << 20);
-        for length in [1, 512, 16 << 10, (16 << 10) + 1, 100_000, PIECE - 1, PIECE] {
-            let share = || Arc::new(budget.take(footprint(length)));
-            let mut piece = pool.piece(4095, length, share());
-            piece.bytes_mut().fill(7);
-            assert_eq!(piece.bytes().len(), length);
-            let address = piece.bytes().as_ptr().addr();
-            drop(piece);
-            assert_eq!(pool.piece(4095, length, share()).bytes().as_ptr().addr(), address);
-        }
+        let share = Arc::new(budget.take(10 << 20));
+        let [first, last] = [0, 1 << 20].map(|at| Piece::new(at, 1000, Arc::clone(&share)));
+        drop((share, first));
+        assert_eq!(budget.lock().free, 0);
+        drop(last);
+        assert_eq!(budget.lock().free, 10 << 20);
+        assert_eq!(budget.peak(), 10 << 20);
     }
 
     #[test]

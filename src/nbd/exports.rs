@@ -148,7 +148,7 @@ impl Export {
         device: Arc<dyn BlockDevice>,
         limits: &Limits,
     ) -> Arc<Self> {
-        let threads = if device.info().read_only { limits.readers } else { limits.workers };
+        let threads = limits.threads(device.info());
         Arc::new(Self {
             name,
             description,

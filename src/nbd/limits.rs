@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
+use crate::block::DeviceInfo;
+
 /// Length of one piece in which payloads move between socket and disk, in bytes.
 pub const PIECE: usize = 1 << 20;
-/// Alignment of payload buffers and pieces, in bytes: what direct disk I/O needs.
-pub const ALIGNMENT: usize = 4096;
 /// Longest write that is handled on the connection's own thread, in bytes. Longer ones are worth the
 /// way to another thread, for what the disk gains from having several at a time.
 pub const INLINE_WRITE: usize = 32 << 10;
@@ -45,8 +45,11 @@ pub struct Limits {
     /// Threads of one export that move pieces between memory and its disk: deep enough for disks
     /// that answer late, and not so deep that sequential writes become random.
     pub workers: usize,
-    /// The same for an export that is only read: what a long chain has in one place lies in many.
+    /// The same for an export that is only read. There is one more for each backing file: what a long
+    /// chain has in one place lies in many.
     pub readers: usize,
+    /// The same for the longest chain.
+    pub readers_of_chain: usize,
 }
 
 impl Default for Limits {
@@ -67,6 +70,7 @@ impl Default for Limits {
             shutdown: Duration::from_secs(30),
             workers: 6,
             readers: 8,
+            readers_of_chain: 16,
         }
     }
 }
@@ -81,6 +85,15 @@ impl Limits {
     /// The part of the memory for reads.
     pub fn buffered_reads(&self) -> usize {
         self.buffered - self.buffered_writes()
+    }
+
+    /// Threads of an export of a device.
+    pub fn threads(&self, info: &DeviceInfo) -> usize {
+        if !info.read_only {
+            return self.workers;
+        }
+        let most = self.readers_of_chain.max(self.readers);
+        self.readers.saturating_add(info.backing_files).min(most)
     }
 
     /// Checks that the bounds can work together.
@@ -113,6 +126,28 @@ mod tests {
     #[test]
     fn the_defaults_work_together() {
         Limits::default().validate().unwrap();
+    }
+
+    #[test]
+    fn a_long_chain_is_read_by_more_threads_than_an_image_and_is_bounded_too() {
+        let limits = Limits::default();
+        let mut info = DeviceInfo {
+            size: 1 << 20,
+            read_only: true,
+            preferred_block: 64 << 10,
+            can_zero_fast: false,
+            can_discard: false,
+            has_depth: true,
+            tells_durable: false,
+            backing_files: 0,
+            rotational: false,
+        };
+        for (backing_files, threads) in [(0, 8), (3, 11), (8, 16), (500, 16)] {
+            info.backing_files = backing_files;
+            assert_eq!(limits.threads(&info), threads);
+        }
+        info.read_only = false;
+        assert_eq!(limits.threads(&info), 6);
     }
 
     #[test]

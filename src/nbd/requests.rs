@@ -7,12 +7,13 @@ use std::time::Instant;
 use nbd_proto::server::{Command, Request};
 use nbd_proto::{Errno, Mode};
 
-use super::buffers::{Piece, footprint};
+use super::buffers::Piece;
 use super::limits::{INLINE_READ, INLINE_WRITE, PIECE};
 use super::send_queue::{Message, WindowShare};
 use super::session::{ActiveGuard, End, Session, Shared};
 use super::stats::Kind;
 use crate::block::{BlockError, BlockErrorKind, BlockResult, ZeroOptions};
+use crate::pages;
 
 /// Shortest run of zeroes that a large structured read sends as a hole, in bytes.
 const MIN_HOLE: u64 = 64 << 10;
@@ -42,6 +43,10 @@ fn pieces(start: u64, end: u64) -> impl Iterator<Item = (u64, u64)> {
 #[allow(clippy::cast_possible_truncation, reason = "at most a piece")]
 fn length((from, to): (u64, u64)) -> usize {
     (to - from) as usize
+}
+
+fn footprint((from, to): (u64, u64)) -> usize {
+    pages::footprint(from, length((from, to)))
 }
 
 impl Shared {
@@ -162,8 +167,8 @@ impl Session {
         let large = Large::new(&self.shared, request, count);
         let server = Arc::clone(&self.shared.server);
         for (done, range) in pieces(request.offset, end).enumerate() {
-            let share = Arc::new(server.write_memory.take(footprint(length(range))));
-            let mut piece = server.pool.piece(range.0, length(range), share);
+            let share = Arc::new(server.write_memory.take(footprint(range)));
+            let mut piece = Piece::new(range.0, length(range), share);
             if let Err(end) = self.receive_into(piece.bytes_mut()) {
                 // What came is written, but this write must never be answered as done.
                 large.fail(BlockError::new(BlockErrorKind::Io, "the payload ended early"), range.0);
@@ -232,12 +237,10 @@ impl Session {
                 continue;
             }
             let window = Arc::new(self.window.take(length(range)));
-            let server = Arc::clone(&self.shared.server);
-            let share = Arc::new(server.read_memory.take(footprint(length(range))));
+            let share = Arc::new(self.shared.server.read_memory.take(footprint(range)));
             let large = Arc::clone(&large);
-            let job_server = Arc::clone(&server);
             self.shared.export.workers.submit(move || {
-                let piece = job_server.pool.piece(range.0, length(range), share);
+                let piece = Piece::new(range.0, length(range), share);
                 read_piece(&large, piece, range.0, window);
             });
         }
@@ -280,17 +283,15 @@ impl Session {
         #[allow(clippy::cast_possible_truncation, reason = "at most max_payload")]
         let bytes = request.length as usize;
         let window = Arc::new(self.window.take(bytes));
-        let server = Arc::clone(&self.shared.server);
-        let memory = pieces(request.offset, end).map(|range| footprint(length(range))).sum();
-        let share = Arc::new(server.read_memory.take(memory));
+        let memory = pieces(request.offset, end).map(footprint).sum();
+        let share = Arc::new(self.shared.server.read_memory.take(memory));
         let large = Large::new(&self.shared, request, count);
         large.parts.lock().unwrap_or_else(PoisonError::into_inner).resize_with(count, || None);
         for (number, range) in pieces(request.offset, end).enumerate() {
             let (large, share, window) =
                 (Arc::clone(&large), Arc::clone(&share), Arc::clone(&window));
-            let job_server = Arc::clone(&server);
             self.shared.export.workers.submit(move || {
-                let mut piece = job_server.pool.piece(range.0, length(range), share);
+                let mut piece = Piece::new(range.0, length(range), share);
                 match large.shared.export.read(piece.bytes_mut(), range.0) {
                     Ok(()) => {
                         let mut parts = large.parts.lock().unwrap_or_else(PoisonError::into_inner);
@@ -414,3 +415,4 @@ fn send_whole(large: &Large, window: &Arc<WindowShare>) {
 }
 
 const _: () = assert!(INLINE_WRITE <= PIECE && INLINE_READ <= PIECE, "inline means small");
+const _: () = assert!(PIECE <= pages::LARGEST, "every piece fits a slot");

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::buffers::{Budget, Pool};
+use super::buffers::Budget;
 use super::exports::Exports;
 use super::limits::Limits;
 
@@ -13,7 +13,6 @@ pub struct Server {
     pub exports: Exports,
     /// The bounds.
     pub limits: Limits,
-    pub(super) pool: Arc<Pool>,
     pub(super) read_memory: Arc<Budget>,
     pub(super) write_memory: Arc<Budget>,
     connections: AtomicUsize,
@@ -28,7 +27,6 @@ impl Server {
         limits.validate().map_err(|e| std::io::Error::new(std::io::ErrorKind::InvalidInput, e))?;
         Ok(Arc::new(Self {
             exports: Exports::default(),
-            pool: Arc::new(Pool::default()),
             read_memory: Budget::new(limits.buffered_reads()),
             write_memory: Budget::new(limits.buffered_writes()),
             connections: AtomicUsize::new(0),

@@ -6,13 +6,13 @@ use std::os::unix::net::UnixStream;
 
 use guest::local::LocalTree;
 use guest::{Error, ErrorKind, Guest, Node, Result, Status, Tree, VolumeAbout, tree};
-use qcow2::storage::PageBuffer;
 use serde::Serialize;
 
 use super::disk::Received;
 use super::protocol::{Call, Disks, FILES, MESSAGE, NOTES, Opened, Request, SENTENCE};
 use super::sandbox::Sandbox;
 use super::{disk, frames, sandbox};
+use crate::pages::PageBuffer;
 
 /// Reads in a row at which the next one is done before it is asked for.
 const SEQUENTIAL: u32 = 2;

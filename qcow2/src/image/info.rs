@@ -71,4 +71,9 @@ impl Image {
             lazy_refcounts: header.compatible & 1 != 0,
         })
     }
+
+    /// How many backing files are below it.
+    pub fn backing_files(&self) -> usize {
+        self.chain.as_ref().map_or(0, |chain| chain.paths().count())
+    }
 }

@@ -224,8 +224,16 @@ impl Storage for FileStorage {
 
 #[cfg(test)]
 mod tests {
-    use super::super::PageBuffer;
+    use super::super::direct::ALIGNMENT;
     use super::*;
+
+    /// `length` bytes of `memory` whose address is congruent to `offset`, page by page.
+    fn placed(memory: &mut Vec<u8>, offset: u64, length: usize) -> &mut [u8] {
+        memory.resize(length + 2 * ALIGNMENT, 0xff);
+        let in_page = usize::try_from(offset).unwrap() % ALIGNMENT;
+        let skip = memory.as_ptr().align_offset(ALIGNMENT) + in_page;
+        &mut memory[skip..skip + length]
+    }
 
     fn file(dir: &Path, bytes: &[u8]) -> FileStorage {
         let path = dir.join("file");
@@ -248,9 +256,9 @@ mod tests {
             (299_008, 8192, 0),
             (303_104, 4096, 0),
         ] {
-            let mut buffer = PageBuffer::new(offset + skew, length);
-            buffer.fill(0xff);
-            storage.read_once_at(&mut buffer, offset).unwrap();
+            let mut memory = Vec::new();
+            let buffer = placed(&mut memory, offset + skew, length);
+            storage.read_once_at(buffer, offset).unwrap();
             let start = usize::try_from(offset).unwrap().min(bytes.len());
             let there = &bytes[start..(start + length).min(bytes.len())];
             let wanted = [there, &vec![0; length - there.len()]].concat();
@@ -262,10 +270,11 @@ mod tests {
     fn a_long_read_sees_what_was_written_through_the_page_cache() {
         let dir = tempfile::tempdir().unwrap();
         let storage = file(dir.path(), &vec![1; 64 << 10]);
-        let mut buffer = PageBuffer::new(0, 64 << 10);
+        let mut memory = Vec::new();
+        let buffer = placed(&mut memory, 0, 64 << 10);
         for byte in 2..50 {
             storage.write_at(&[byte; 5000], 3000).unwrap();
-            storage.read_once_at(&mut buffer, 0).unwrap();
+            storage.read_once_at(buffer, 0).unwrap();
             assert!(buffer[3000..8000].iter().all(|b| *b == byte));
         }
     }
@@ -276,12 +285,13 @@ mod tests {
         let mut storage = file(dir.path(), &[7; 8192]);
         storage.read_with(None);
         assert!(storage.direct_reads().is_none());
-        let mut buffer = PageBuffer::new(0, 8192);
-        storage.read_once_at(&mut buffer, 0).unwrap();
+        let mut memory = Vec::new();
+        let buffer = placed(&mut memory, 0, 8192);
+        storage.read_once_at(buffer, 0).unwrap();
         assert!(buffer.iter().all(|byte| *byte == 7));
         // One that takes no direct reads although it was opened for them.
         storage.read_with(Some(File::open("/dev/null").unwrap()));
-        storage.read_once_at(&mut buffer, 0).unwrap();
+        storage.read_once_at(buffer, 0).unwrap();
         assert!(buffer.iter().all(|byte| *byte == 7));
     }
 }

@@ -3,7 +3,6 @@
 //! The engine never touches a file by other means, so that tests can record, reorder, fail and
 //! forget writes.
 
-mod buffer;
 mod cached;
 mod direct;
 #[cfg(any(test, feature = "test-util"))]
@@ -13,7 +12,6 @@ mod mem;
 #[cfg(any(test, feature = "test-util"))]
 pub mod record;
 
-pub use buffer::PageBuffer;
 pub use file::FileStorage;
 pub use mem::MemStorage;
 

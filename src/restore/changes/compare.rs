@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 use guest::tree::{LISTING, Listed, Origin, Placed, READ};
 use guest::{Attributes, Cursor, DiskRange, FileType, Node, Tree};
-use qcow2::storage::PageBuffer;
 
 use super::super::diff::ChangedClusters;
 use super::{Change, ChangeKind, Changes, Side};
+use crate::pages::PageBuffer;
 use crate::restore::files::names;
 
 /// Most names of one directory that are compared, on each side.

@@ -2,24 +2,21 @@
 
 use std::io;
 use std::sync::mpsc::sync_channel;
-use std::sync::{Arc, Mutex, PoisonError};
 
 use guest::tree::READ;
 use guest::{Error, Node, Result, Tree};
-use qcow2::storage::PageBuffer;
+
+use crate::pages::PageBuffer;
 
 /// Pieces that are being read at a time, each by a thread.
 const DEPTH: usize = 3;
 /// Bytes of a piece.
 const PIECE: u64 = READ as u64;
-/// Buffers that are kept for use again: those of pieces that are read, and of some that are sent.
-const KEPT: usize = 2 * DEPTH;
 
-/// Bytes of a file. Its memory is used again once it is dropped.
+/// Bytes of a file.
 pub struct Piece {
     buffer: PageBuffer,
     length: usize,
-    free: Arc<Mutex<Vec<PageBuffer>>>,
 }
 
 impl AsRef<[u8]> for Piece {
@@ -28,26 +25,16 @@ impl AsRef<[u8]> for Piece {
     }
 }
 
-impl Drop for Piece {
-    fn drop(&mut self) {
-        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
-        if free.len() < KEPT {
-            free.push(std::mem::take(&mut self.buffer));
-        }
-    }
-}
-
 /// Reads bytes of one file in order.
 pub struct FileStream<'t> {
     tree: &'t dyn Tree,
     file: Node,
-    free: Arc<Mutex<Vec<PageBuffer>>>,
 }
 
 impl<'t> FileStream<'t> {
     /// Of `file` in `tree`.
     pub fn new(tree: &'t dyn Tree, file: Node) -> Self {
-        Self { tree, file, free: Arc::default() }
+        Self { tree, file }
     }
 
     /// The end of the piece that begins at `from`: pieces begin where pages do, but for the first.
@@ -62,9 +49,7 @@ impl<'t> FileStream<'t> {
     pub fn first(&self, from: u64, end: u64) -> Result<Piece> {
         let until = Self::piece_end(from, end);
         let wanted = usize::try_from(until.saturating_sub(from)).unwrap_or(READ);
-        let free = self.free.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let mut buffer = free.unwrap_or_default();
-        buffer.fit(from, wanted);
+        let mut buffer = PageBuffer::new(from, wanted);
         let mut length = 0;
         while length < wanted {
             let rest = buffer.get_mut(length..).unwrap_or_default();
@@ -76,7 +61,7 @@ impl<'t> FileStream<'t> {
                 read => length += read.min(wanted - length),
             }
         }
-        Ok(Piece { buffer, length, free: Arc::clone(&self.free) })
+        Ok(Piece { buffer, length })
     }
 
     /// Reads the pieces that make `from .. end`, and gives them to `take` in order, until that fails or

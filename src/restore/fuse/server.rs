@@ -14,12 +14,12 @@ use fuser::{
 };
 use guest::tree::{Listed, Origin};
 use guest::{Attributes, Error, ErrorKind, FileType, Time, Tree};
-use qcow2::storage::PageBuffer;
 
 use super::super::files::{DEPTH, proper};
 use super::directories::OpenDirectory;
 use super::inodes::{Inodes, Place, ROOT};
 use super::{links, os, owner};
+use crate::pages::PageBuffer;
 
 /// How long the kernel may keep what it was told: nothing changes.
 const TTL: Duration = Duration::from_secs(3600);

@@ -28,13 +28,13 @@ use std::path::Path;
 
 use guest::tree::READ;
 use guest::{Attributes, Error, FileType, Node, Time, Tree};
-use qcow2::storage::PageBuffer;
 
 use self::content::{Content, Piece};
 use self::levels::{Level, Levels, Link, Place};
 pub use self::report::Report;
 use super::names;
 use super::walk::{DEPTH, Step, Walk};
+use crate::pages::PageBuffer;
 
 /// Name of the entry that tells what is missing.
 pub const ERRORS: &str = "RESTORE-ERRORS.txt";
