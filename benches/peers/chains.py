@@ -1,5 +1,7 @@
 """Rows of images with backing files."""
 
+import os
+import random
 import time
 
 import contenders as c
@@ -10,10 +12,12 @@ from cache import empty_cache, fill_cache
 
 # Starts of a program in each round.
 OPENINGS = 10
+BLOCK = 64 << 10
 
 
 def chain(bench, length):
-    """A chain of images: a full of the source, then increments of 2% of the disk."""
+    """A chain of images: a full of the source, then increments of 2% of the disk, each sent as a capture
+    sends it: 64 KiB here and there, from the disk's start to its end."""
     directory = bench.directory / f"chain{length}"
     images = [directory / f"{number}.qcow2" for number in range(length)]
     if not directory.exists():
@@ -24,10 +28,20 @@ def chain(bench, length):
                 if number == 0:
                     copy_in(bench.source, server.uri)
                 else:
-                    total = bench.size // 50
-                    fio(server.uri, "randwrite", "64k", 8, size=bench.size, total=total,
-                        seed=number)
+                    send_changes(bench, server.uri, random.Random(number))
     return images[-1]
+
+
+def send_changes(bench, uri, order):
+    import nbd
+
+    handle = nbd.NBD()
+    handle.connect_uri(uri)
+    with open(bench.source, "rb") as source:
+        for place in sorted(order.sample(range(bench.size // BLOCK), bench.size // BLOCK // 50)):
+            handle.pwrite(os.pread(source.fileno(), BLOCK, place * BLOCK), place * BLOCK)
+    handle.flush()
+    handle.shutdown()
 
 
 def incremental(bench, row):

@@ -20,7 +20,7 @@ ROWS = {
     "incremental": ("Incrementals on chains", chains.incremental,
                     "A quarter of the disk in random 64 KiB writes into a fresh overlay, flushed."),
     "restore": ("Restore from chains", chains.restore,
-                "Read-only exports; `nbdcopy` to nothing, `fio`."),
+                "Read-only exports; `nbdcopy` to nothing, `fio`. Each increment changes 2% of the disk."),
     "backup": ("A whole backup", writing.backup,
                "From the request to the restore point: with checksums, sealed, checked, in the "
                "catalog. The others end with a flush of the image."),
