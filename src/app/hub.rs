@@ -23,6 +23,7 @@ use crate::nbd::listener::{Listener, Serving};
 use crate::nbd::ports::PortRange;
 use crate::nbd::publisher::Publisher;
 use crate::nbd::server::Server;
+use crate::pages;
 use crate::repository::Root;
 use crate::restore::{self, MountSettings, Mounts, Restores};
 use crate::secrets::Secrets;
@@ -210,6 +211,7 @@ impl Hub {
 
         let buffered = parse_size(&config.nbd.buffers).map_err(other)?;
         let buffered = usize::try_from(buffered).unwrap_or(usize::MAX);
+        pages::warn_if_small();
         let server = Server::new(Limits { buffered, ..Limits::default() })?;
         let pending = Arc::new(Pending::default());
         let pool: PortRange = config.nbd.pool.parse().map_err(other)?;

@@ -25,6 +25,7 @@ use crate::nbd::listener::{Listener, Serving};
 use crate::nbd::ports::{PortRange, Ports};
 use crate::nbd::server::Server;
 use crate::nbd::stats::Snapshot;
+use crate::pages;
 
 /// Time that clients of an export which a reload takes away have to finish.
 const RELOAD_DRAIN: Duration = Duration::from_millis(1500);
@@ -109,6 +110,7 @@ struct App {
 /// When something cannot be opened; nothing is served then.
 pub async fn run(options: AppOptions) -> io::Result<Ended> {
     let signals = Signals::new()?;
+    pages::warn_if_small();
     let server = Server::new(options.limits.clone())?;
     let pending = Arc::new(Pending::default());
     let mut app = App {

@@ -5,7 +5,7 @@ mod slots;
 use std::ops::{Deref, DerefMut};
 
 use slots::Slot;
-pub use slots::{LARGEST, footprint};
+pub use slots::{LARGEST, footprint, warn_if_small};
 
 /// Alignment of memory, offset and length that transfers around the page cache need, in bytes.
 const PAGE: usize = 4096;

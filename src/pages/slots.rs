@@ -14,9 +14,10 @@ use super::{PAGE, in_page};
 
 /// Bytes of the largest slot.
 pub const LARGEST: usize = 1 << 20;
-/// The sizes of slots in bytes, ascending, and how many bytes there are of each.
+/// The sizes of slots in bytes, ascending, and how many bytes there are of each: of the larger ones as many
+/// as there may be payloads of writes, and some for what is read.
 const CLASSES: [(usize, usize); 3] =
-    [(64 << 10, 16 << 20), (256 << 10, 16 << 20), (LARGEST, 64 << 20)];
+    [(64 << 10, 32 << 20), (256 << 10, 64 << 20), (LARGEST, 96 << 20)];
 /// Bytes of a huge page. Where huge pages are larger than this, slots lie in small ones.
 const HUGE_PAGE: usize = 2 << 20;
 /// Bytes of slots that are made at a time.
@@ -64,6 +65,23 @@ fn class_of(bytes: usize) -> Option<usize> {
 
 fn free(class: usize) -> MutexGuard<'static, Free> {
     FREE[class].lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Says in the log where the kernel is told to give no huge pages.
+pub fn warn_if_small() {
+    const FOR_ALL: &str = "/sys/kernel/mm/transparent_hugepage/enabled";
+    const FOR_THESE: &str = "/sys/kernel/mm/transparent_hugepage/hugepages-2048kB/enabled";
+    let [all, these] =
+        [FOR_ALL, FOR_THESE].map(|path| std::fs::read_to_string(path).unwrap_or_default());
+    if are_off(&all, &these) {
+        tracing::warn!("{FOR_ALL} is 'never': large transfers are slower; 'madvise' is enough");
+    }
+}
+
+/// Judges the setting for all sizes of pages, and that for the size in question, which newer kernels have.
+fn are_off(all: &str, these: &str) -> bool {
+    let decides = if these.is_empty() || these.contains("[inherit]") { all } else { these };
+    decides.contains("[never]")
 }
 
 /// Bytes of memory that a buffer of `length` bytes for the disk from `offset` on takes at most.
@@ -137,17 +155,24 @@ impl DerefMut for Slot {
 mod tests {
     use super::*;
 
+    /// Held by tests that take all slots, and by those that need one.
+    fn turn() -> MutexGuard<'static, ()> {
+        static TURN: Mutex<()> = Mutex::new(());
+        TURN.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn is_huge(slot: &Slot) -> bool {
         matches!(slot.0, Memory::Huge { .. })
     }
 
     #[test]
     fn slots_are_aligned_and_no_two_share_a_byte() {
+        let _turn = turn();
         let mut taken = Vec::new();
         for (size, most) in CLASSES {
             let mut slots: Vec<_> = (0..most / size).map(|_| Slot::take(size)).collect();
             slots.retain(is_huge);
-            // Other tests of this process may have some.
+            // Other modules' tests may have some.
             assert!(!slots.is_empty());
             assert!(slots.iter().all(|slot| slot.as_ptr().addr().is_multiple_of(size)));
             assert!(slots.iter().all(|slot| slot.len() == size));
@@ -164,6 +189,7 @@ mod tests {
         if !std::path::Path::new("/sys/kernel/mm/transparent_hugepage").exists() {
             return eprintln!("SKIPPED: a kernel without huge pages");
         }
+        let _turn = turn();
         let slot = Slot::take(LARGEST);
         assert!(is_huge(&slot));
         let address = slot.as_ptr().addr();
@@ -182,7 +208,19 @@ mod tests {
     }
 
     #[test]
+    fn only_never_means_no_huge_pages_and_the_size_in_question_decides() {
+        const NEVER: &str = "always madvise [never]\n";
+        assert!(are_off(NEVER, ""));
+        assert!(are_off(NEVER, "always [inherit] madvise never\n"));
+        assert!(are_off("[always] madvise never\n", "always inherit madvise [never]\n"));
+        assert!(!are_off(NEVER, "always inherit [madvise] never\n"));
+        assert!(!are_off("always [madvise] never\n", ""));
+        assert!(!are_off("", ""));
+    }
+
+    #[test]
     fn more_than_there_is_comes_from_elsewhere() {
+        let _turn = turn();
         let (size, most) = CLASSES[2];
         let slots: Vec<_> = (0..=most / size).map(|_| Slot::take(size)).collect();
         assert!(!slots.iter().all(is_huge));
