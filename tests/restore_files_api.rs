@@ -412,9 +412,8 @@ fn a_download_that_takes_longer_than_the_idle_time_is_whole_and_the_mount_ends_a
     site.hub.assert_tidy();
 }
 
-/// Where a file has these bytes, which begin a page.
-fn place(file: &str, bytes: &[u8]) -> Option<u64> {
-    let all = std::fs::read(file).unwrap();
+/// Where a file with the content `all` has these bytes, which begin a page.
+fn place(all: &[u8], bytes: &[u8]) -> Option<u64> {
     let page = all.chunks(bytes.len()).position(|page| page == bytes)?;
     Some((page * bytes.len()) as u64)
 }
@@ -427,11 +426,10 @@ fn a_file_whose_end_cannot_be_read_does_not_look_whole() {
     let site = Site::new();
     let path_of_image = image_of(&site.hub.backup(&site.backup), 0);
     let image = std::fs::File::options().write(true).open(&path_of_image).unwrap();
-    let content = site.read("big.bin");
+    let (stored, content) = (std::fs::read(&path_of_image).unwrap(), site.read("big.bin"));
     // Pieces of the disk are stored in the order in which they come to be written, not in that of the disk.
     // Not each of them begins a page of this file.
-    let places =
-        (1..BIG >> 20).filter_map(|mib| place(&path_of_image, &content[mib << 20..][..4096]));
+    let places = (1..BIG >> 20).filter_map(|mib| place(&stored, &content[mib << 20..][..4096]));
     image.set_len(places.max().unwrap()).unwrap();
     let mount = site.mount();
     let path = address(&mount, "download", &in_volume("big.bin"));

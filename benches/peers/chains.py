@@ -12,6 +12,7 @@ from cache import empty_cache, fill_cache
 
 # Starts of a program in each round.
 OPENINGS = 10
+# Bytes of one change.
 BLOCK = 64 << 10
 
 
